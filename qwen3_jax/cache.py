@@ -1,0 +1,91 @@
+"""The key-value cache: static shapes, one write position for all rows, carried and donated.
+
+Rows are padded on the left, so that every row writes its next token into the same slot: the write is one
+`dynamic_update_slice` at a scalar index, which XLA does in place on a donated buffer. What a row may see is `filled`.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.params import Layout
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens so far.
+
+    Attributes:
+      keys, values: one array a layer, [B, K, S, H], when the parameters are unrolled; one array a run of identical
+        layers, [n, B, K, S, H], when they are stacked. Heads stand before slots: a head's keys are then one
+        contiguous matrix, which both products of attention take without a transpose.
+      filled: bool[B, S], slots that hold a real token.
+      length: int32 scalar, the next slot to write.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    filled: Bool[Array, "B S"]
+    length: Int[Array, ""]
+
+    @property
+    def capacity(self) -> int:
+        return self.filled.shape[1]
+
+
+def init_cache(config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any) -> KVCache:
+    """An empty cache of `capacity` slots for `batch` rows."""
+    slots = (batch, config.num_key_value_heads, capacity, config.head_dim)
+    if layout == "unrolled":
+        shapes = [slots] * config.num_hidden_layers
+    else:
+        shapes = [(length, *slots) for _, length in config.segments]
+    return KVCache(
+        keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
+        values=tuple(jnp.zeros(shape, dtype) for shape in shapes),
+        filled=jnp.zeros((batch, capacity), bool),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def grow_cache(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with empty slots appended up to `capacity`."""
+    extra = capacity - cache.capacity
+    assert extra >= 0
+
+    def pad(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, extra), (0, 0)])
+
+    return cache.replace(
+        keys=tuple(map(pad, cache.keys)),
+        values=tuple(map(pad, cache.values)),
+        filled=jnp.pad(cache.filled, [(0, 0), (0, extra)]),
+    )
+
+
+def mark_filled(cache: KVCache, real: Bool[Array, "B T"]) -> KVCache:
+    """Marks the next T slots as filled where `real`; the layers write them, the caller advances `length`."""
+    zero = jnp.zeros((), jnp.int32)
+    return cache.replace(filled=jax.lax.dynamic_update_slice(cache.filled, real, (zero, cache.length)))
+
+
+def write_layer(
+    buffer: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slot: Int[Array, ""]
+) -> Float[Array, "B K S H"]:
+    """Writes T tokens from `slot` on."""
+    zero = jnp.zeros((), jnp.int32)
+    return jax.lax.dynamic_update_slice(buffer, new.swapaxes(1, 2).astype(buffer.dtype), (zero, zero, slot, zero))
+
+
+def write_stacked(
+    buffer: Float[Array, "n B K S H"], new: Float[Array, "B T K H"], layer: Int[Array, ""], slot: Int[Array, ""]
+) -> Float[Array, "n B K S H"]:
+    """Writes T tokens of one layer into the stacked buffer, which stays the carry of the layer scan: as scanned input
+    and output it would be copied whole at every step."""
+    zero = jnp.zeros((), jnp.int32)
+    update = new.swapaxes(1, 2)[None].astype(buffer.dtype)
+    return jax.lax.dynamic_update_slice(buffer, update, (layer, zero, zero, slot, zero))
