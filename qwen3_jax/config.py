@@ -138,7 +138,7 @@ class ModelConfig:
             )
         _refuse_variants(hf)
         values: dict[str, Any] = {"yarn": _read_rope(hf)}
-        values["rope_theta"] = float(hf.pop("rope_theta", cls.rope_theta))
+        values["rope_theta"] = hf.pop("rope_theta", cls.rope_theta)
         if "num_local_experts" in hf:  # transformers 5's name
             hf.setdefault("num_experts", hf.pop("num_local_experts"))
         if model_type == "qwen3":
@@ -163,7 +163,10 @@ class ModelConfig:
         if missing:
             raise ValueError(f"config.json must set {', '.join(missing)}: add what is missing")
         for field in dataclasses.fields(cls):
-            _check_type(field.name, field.type, values.get(field.name, field.default))
+            if field.name in values:
+                _check_type(field.name, field.type, values[field.name])
+            if field.name in values and field.type is float:
+                values[field.name] = float(values[field.name])
         return cls(**values)
 
     @classmethod
@@ -268,6 +271,14 @@ def _read_rope(hf: dict[str, Any]) -> YarnConfig | None:
         )
     if merged.get("factor") is None:
         merged["factor"] = hf.get("max_position_embeddings", ModelConfig.max_position_embeddings) / original
+    for field in dataclasses.fields(YarnConfig):
+        value = merged.get(field.name)
+        if value is None:
+            merged.pop(field.name, None)
+            continue
+        kind = {"truncate": bool, "original_max_position_embeddings": int}.get(field.name, float)
+        _check_type(f"rope_scaling.{field.name}", kind, value)
+        merged[field.name] = kind(value)
     if not merged["factor"] >= 1:
         raise ValueError(f"rope_scaling factor must be at least 1, got {merged['factor']}: correct config.json")
     return YarnConfig(**merged)

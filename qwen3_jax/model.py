@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.cache import KVCache, mark_filled, write_layer, write_stacked
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.layers import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.linear import linear
 from qwen3_jax.masks import cache_mask, causal_mask, positions_from_mask, positions_from_segments
@@ -106,6 +107,7 @@ class Qwen3(nn.Module):
       moe_backend: how experts run, see `qwen3_jax.moe`.
       remat: rematerialise each layer in the backward pass.
       param_dtype: dtype of the parameters `init` makes.
+      generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
     """
 
     config: ModelConfig
@@ -113,6 +115,7 @@ class Qwen3(nn.Module):
     moe_backend: str = "auto"
     remat: bool = False
     param_dtype: Any = jnp.float32
+    generation: GenerationDefaults = GenerationDefaults()
 
     @nn.compact
     def __call__(

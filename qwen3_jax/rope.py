@@ -1,6 +1,7 @@
 """Rotary position embeddings: the default form and YaRN, as Hugging Face computes them."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,7 @@ def _yarn_ramp(yarn: YarnConfig, head_dim: int, theta: float) -> np.ndarray:
 
 
 def rope_cos_sin(
-    positions: Int[Array, "B T"], config: ModelConfig, dtype: jnp.dtype
+    positions: Int[Array, "B T"], config: ModelConfig, dtype: Any
 ) -> tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]]:
     """cos and sin of every position in every plane (H2 = H/2), computed in float32, then cast to `dtype`."""
     frequencies, factor = inverse_frequencies(config)

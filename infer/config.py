@@ -1,0 +1,105 @@
+"""How to answer: the settings of one generation, checked when they are made."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from qwen3_jax.generation_defaults import GenerationDefaults
+
+# The documentation's string (QwenLM/Qwen3, quickstart): 24 tokens of the official vocabulary.
+STOP_THINKING_TEXT = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
+    "\n</think>\n\n"
+)
+# As printed in the technical report (arXiv 2505.09388, section 4.3), stray full stop included.
+PAPER_STOP_THINKING_TEXT = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
+    "\n</think>.\n\n"
+)
+_NAMED_STOP_TEXTS = {"documentation": STOP_THINKING_TEXT, "paper": PAPER_STOP_THINKING_TEXT}
+
+# Longest answer when nobody says: the recommended output length of the model cards. A budget comes on top of it.
+DEFAULT_MAX_NEW_TOKENS = 32768
+
+# Recommended by the model cards for each mode, for checkpoints without a generation_config.json.
+_RECOMMENDED = {
+    True: {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0},
+    False: {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Settings of one generation; a field left None takes the checkpoint's value, else the mode's recommended one.
+
+    Raises:
+      ValueError: a value no sampler can use (one line: what must hold, what came, what to do).
+    """
+
+    max_new_tokens: int | None = None  # None: as many as the context holds, at most 32,768 plus the budget
+    temperature: float | int | None = None  # 0 is greedy
+    top_p: float | int | None = None  # in (0, 1]; 1 is off
+    top_k: int | None = None  # 0 is off
+    min_p: float | int | None = None  # in [0, 1]; 0 is off
+    presence_penalty: float | int = 0.0  # subtracted once from the logit of every token already generated
+    seed: int = 0
+    stop: str | Sequence[str] = ()  # end the answer before any of these strings; they are looked for in the content
+    enable_thinking: bool | None = None  # None: True, the template's default
+    thinking_budget: int | None = None  # most tokens sampled inside the think block; None is unlimited, 0 is no thinking
+    stop_thinking_text: str = "documentation"  # "documentation", "paper", or the text itself
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop))
+        for name, low, high, note in (
+            ("temperature", 0.0, math.inf, "use 0 for greedy decoding"),
+            ("top_p", 0.0, 1.0, "use 1 to turn it off"),
+            ("min_p", 0.0, 1.0, "use 0 to turn it off"),
+            ("presence_penalty", -2.0, 2.0, "use 0 to turn it off"),
+        ):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high or math.isinf(value):
+                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}: {note}")
+        if self.top_p is not None and self.top_p <= 0:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}: use 1 to turn it off")
+        for name, least, note in (
+            ("max_new_tokens", 1, "leave it out for as many as the context holds"),
+            ("top_k", 0, "use 0 to turn it off"),
+            ("seed", 0, "choose a whole number below 2**32"),
+            ("thinking_budget", 0, "use 0 for no thinking, leave it out for no limit"),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "seed":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least or value >= 2**32:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: {note}")
+        if self.enable_thinking not in (None, True, False):
+            raise ValueError(f"enable_thinking must be True or False, got {self.enable_thinking!r}: choose one")
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise ValueError(f"stop must hold non-empty strings, got {self.stop!r}: remove the empty one")
+        if not isinstance(self.stop_thinking_text, str) or not self.stop_thinking_text:
+            raise ValueError(f"stop_thinking_text must be a text, got {self.stop_thinking_text!r}: leave it out")
+
+    @property
+    def thinks(self) -> bool:
+        """Whether this generation may think: the switch is on and the budget is not 0."""
+        return self.enable_thinking is not False and self.thinking_budget != 0
+
+    @property
+    def stop_text(self) -> str:
+        """The text fed at the budget; it always closes the block."""
+        text = _NAMED_STOP_TEXTS.get(self.stop_thinking_text, self.stop_thinking_text)
+        return text if "</think>" in text else text.rstrip("\n") + "\n</think>\n\n"
+
+    def resolve(self, defaults: GenerationDefaults) -> "GenerationConfig":
+        """Fills the sampling fields left None, from the checkpoint, else from the mode's recommended values."""
+        filled = {
+            name: next(v for v in (getattr(self, name), getattr(defaults, name), recommended) if v is not None)
+            for name, recommended in _RECOMMENDED[self.thinks].items()
+        }
+        return dataclasses.replace(self, **filled)

@@ -1,0 +1,126 @@
+"""The decode loop: `state -> state` over one documented struct, compiled once a shape.
+
+Everything a caller may change between two generations (budgets, sampling values, seeds, end tokens, the text fed at
+the budget) is an array of the state, so one batch mixes modes and nothing recompiles.
+"""
+
+import collections
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from infer.automaton import DONE, NOTHING, Automaton, Tokens, advance
+from infer.sampling import SamplingParams, sample
+from qwen3_jax.cache import KVCache
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params
+
+# Number of times each function was traced: what tests assert "nothing recompiles" with.
+TRACES: collections.Counter[str] = collections.Counter()
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """A batch of B answers in the making; donated to each step and returned by it.
+
+    Attributes:
+      cache: keys and values of the prompt and of every token but the last.
+      token: int32[B], the last token, which the next step feeds.
+      automaton: phase, counts and budget of each row.
+      seen: bool[B, V], tokens already generated, for the presence penalty.
+      keys: PRNG key of each row; step t samples with fold_in(key, t), whatever the neighbours do.
+      sampling: temperature, top_k, ... of each row.
+      tokens: ids of the think tags, the end tokens and padding.
+    """
+
+    cache: KVCache
+    token: Int[Array, " B"]
+    automaton: Automaton
+    seen: Bool[Array, "B V"]
+    keys: Array
+    sampling: SamplingParams
+    tokens: Tokens
+
+
+@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def prefill(
+    model: Qwen3, params: Params, cache: KVCache, tokens: Int[Array, "B T"], real: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Feeds T prompt tokens, padded on the left.
+
+    Returns:
+      float32[B, V] logits after the last token, and the cache.
+    """
+    TRACES["prefill"] += 1
+    out = model.apply({"params": params}, tokens, attention_mask=real, cache=cache, logits_to_keep=1)
+    return out.logits[:, 0], out.cache
+
+
+@partial(jax.jit, static_argnames=("valid_vocab",), donate_argnames=("state",))
+def first_token(
+    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int
+) -> tuple[DecodeState, Int[Array, "1 B"], Int[Array, "1 B"]]:
+    """Chooses the token after the prompt; returns what `decode` does, for one step."""
+    TRACES["first_token"] += 1
+    state, token, part = _choose(state, logits, valid_vocab)
+    return state, token[None], part[None]
+
+
+@partial(jax.jit, static_argnames=("model", "valid_vocab", "num_steps"), donate_argnames=("state",))
+def decode(
+    model: Qwen3, params: Params, state: DecodeState, valid_vocab: int, num_steps: int
+) -> tuple[DecodeState, Int[Array, "k B"], Int[Array, "k B"]]:
+    """Up to `num_steps` tokens for every row; fewer when all rows are done.
+
+    Args:
+      valid_vocab: ids from here on are padding of the embedding and never sampled.
+      num_steps: k. One step is a straight program: on CPU a bfloat16 product inside `while_loop` falls to a sixth of
+        its speed, so there the caller asks for one step at a time.
+
+    Returns:
+      the state, tokens int32[k, B], and what each is part of (`infer.automaton`), NOTHING where a row was done.
+    """
+    TRACES["decode"] += 1
+
+    def step(state: DecodeState) -> tuple[DecodeState, Array, Array]:
+        out = model.apply({"params": params}, state.token[:, None], cache=state.cache, logits_to_keep=1)
+        return _choose(state.replace(cache=out.cache), out.logits[:, 0], valid_vocab)
+
+    if num_steps == 1:
+        state, token, part = step(state)
+        return state, token[None], part[None]
+
+    def running(carry: tuple[Array, DecodeState, Array, Array]) -> Array:
+        return (carry[0] < num_steps) & jnp.any(carry[1].automaton.phase != DONE)
+
+    def body(carry: tuple[Array, DecodeState, Array, Array]) -> tuple[Array, DecodeState, Array, Array]:
+        i, state, tokens, parts = carry
+        state, token, part = step(state)
+        return i + 1, state, tokens.at[i].set(token), parts.at[i].set(part)
+
+    shape = (num_steps, state.token.shape[0])
+    start = (jnp.int32(0), state, jnp.full(shape, state.tokens.pad), jnp.full(shape, NOTHING, jnp.int32))
+    _, state, tokens, parts = jax.lax.while_loop(running, body, start)
+    return state, tokens, parts
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def finish_rows(state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
+    """Ends rows from outside: a stop string was found in their text."""
+    phase = jnp.where(rows, DONE, state.automaton.phase)
+    return state.replace(automaton=state.automaton.replace(phase=phase, hit_end=state.automaton.hit_end | rows))
+
+
+def _choose(
+    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int
+) -> tuple[DecodeState, Int[Array, " B"], Int[Array, " B"]]:
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.automaton.generated)
+    sampled = sample(logits, state.seen, state.sampling, keys, valid_vocab)
+    was_done = state.automaton.phase == DONE
+    automaton, token, part = advance(state.automaton, sampled, state.tokens)
+    rows = jnp.arange(token.shape[0])
+    seen = state.seen.at[rows, token].max(~was_done)
+    return state.replace(automaton=automaton, token=token, seen=seen), token, part

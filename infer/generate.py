@@ -1,0 +1,217 @@
+"""`generate` and `stream`: from inputs to answers, on whatever device JAX has."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from infer.automaton import DONE, Tokens, initial
+from infer.config import GenerationConfig
+from infer.decode import DecodeState, decode, finish_rows, first_token, prefill
+from infer.prompts import Input, Row, prepare
+from infer.results import Piece, Result, RowText
+from infer.sampling import SamplingParams
+from qwen3_jax.cache import KVCache, grow_cache, init_cache
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params, layout_of
+from qwen3_jax.tokenizer import Tokenizer
+
+_SMALLEST_BUCKET = 16
+_PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
+_CACHE_QUANTUM = 256  # cache capacities are multiples of this
+_HEADROOM = 128  # slots for new tokens that a new cache has at least
+_CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
+
+
+def generate(
+    model: Qwen3,
+    params: Params,
+    tok: Tokenizer,
+    inputs: Sequence[Input],
+    config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> list[Result]:
+    """Answers all inputs as one batch.
+
+    Args:
+      inputs: a string is raw text and is continued as it stands; a list of messages goes through the chat template.
+      config: one for all (row i then samples with fold_in(seed, i)), or one for each input (seeds as given).
+      tools: function descriptions for the template.
+
+    Returns:
+      one result an input, in order.
+
+    Raises:
+      ValueError: an input or a setting that can not work (one line naming the input).
+    """
+    results: list[Result | None] = [None] * len(inputs)
+    for piece in stream(model, params, tok, inputs, config, tools):
+        if piece.result is not None:
+            results[piece.index] = piece.result
+    return [result for result in results if result is not None]
+
+
+def stream(
+    model: Qwen3,
+    params: Params,
+    tok: Tokenizer,
+    inputs: Sequence[Input],
+    config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> Iterator[Piece]:
+    """The same answers in pieces, as they are made; the last piece of an input carries its result.
+
+    Inputs are checked before this returns; see `generate` for arguments and errors.
+    """
+    return _run(model, params, tok, prepare(model, tok, inputs, config, tools))
+
+
+def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Iterator[Piece]:
+    # Ids from here on pad the embedding; a model smaller than its tokenizer has none.
+    valid_vocab = min(tok.vocab_size, model.config.vocab_size)
+    bucket = prompt_bucket(max(len(row.tokens) for row in rows))
+    logits, cache = _prefill_rows(model, params, rows, bucket, _pad_id(model, tok))
+    state = _start(model, tok, rows, cache)
+    state, tokens, parts = first_token(state, logits, valid_vocab)
+    texts = [RowText(tok, row.config.stop, chat=row.chat) for row in rows]
+    open_rows = set(range(len(rows)))
+    used = bucket
+    on_cpu = next(iter(state.token.devices())).platform == "cpu"
+    calls, steps = (8, 1) if on_cpu else (1, 32)
+    made = [(tokens, parts)]
+    while True:
+        yield from _emit(made, texts, open_rows, state, rows)
+        if not open_rows:
+            return
+        stopped = np.array([text.stopped for text in texts])
+        if stopped.any():
+            state = finish_rows(state, jnp.asarray(stopped))
+        needed = used + calls * steps
+        if needed > state.cache.capacity:
+            state = state.replace(cache=grow_cache(state.cache, round_up(2 * state.cache.capacity, _CACHE_QUANTUM)))
+        made = []
+        for _ in range(calls):  # dispatched without waiting for one another
+            state, tokens, parts = decode(model, params, state, valid_vocab, steps)
+            made.append((tokens, parts))
+        used = needed
+
+
+def _emit(
+    made: list[tuple[Array, Array]], texts: list[RowText], open_rows: set[int], state: DecodeState, rows: list[Row]
+) -> Iterator[Piece]:
+    """Text of the new tokens, row by row, and the result of every row that has ended."""
+    tokens = np.concatenate([np.asarray(t) for t, _ in made]).T.tolist()
+    parts = np.concatenate([np.asarray(p) for _, p in made]).T.tolist()
+    automaton = jax.device_get(state.automaton)
+    for index in sorted(open_rows):
+        text = texts[index]
+        thinking, content = text.push(tokens[index], parts[index])
+        if automaton.phase[index] != DONE and not text.stopped:
+            if thinking or content:
+                yield Piece(index=index, thinking=thinking, content=content)
+            continue
+        open_rows.discard(index)
+        more_thinking, more_content = text.flush()
+        result = text.result(
+            thinking_tokens=int(automaton.thinking_tokens[index]),
+            exhausted=bool(automaton.exhausted[index]),
+            hit_end=bool(automaton.hit_end[index]),
+            prompt_tokens=len(rows[index].tokens),
+        )
+        yield Piece(index=index, thinking=thinking + more_thinking, content=content + more_content, result=result)
+
+
+def _prefill_rows(
+    model: Qwen3, params: Params, rows: list[Row], bucket: int, pad: int
+) -> tuple[Array, KVCache]:
+    """Feeds all prompts, padded on the left to `bucket`; long ones in chunks, so that few shapes are compiled."""
+    tokens = np.full((len(rows), bucket), pad, np.int32)
+    real = np.zeros((len(rows), bucket), bool)
+    for index, row in enumerate(rows):
+        tokens[index, bucket - len(row.tokens) :] = row.tokens
+        real[index, bucket - len(row.tokens) :] = True
+    capacity = round_up(bucket + _HEADROOM, _CACHE_QUANTUM)
+    cache = init_cache(model.config, len(rows), capacity, layout_of(params), params["embed_tokens"].dtype)
+    chunk = min(bucket, _PREFILL_CHUNK)
+    for begin in range(0, bucket, chunk):
+        part = slice(begin, begin + chunk)
+        logits, cache = prefill(model, params, cache, jnp.asarray(tokens[:, part]), jnp.asarray(real[:, part]))
+    return logits, cache
+
+
+def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache) -> DecodeState:
+    closing = np.zeros((len(rows), round_up(max(len(row.closing) for row in rows), _CLOSING_BUCKET)), np.int32)
+    for index, row in enumerate(rows):
+        closing[index, : len(row.closing)] = row.closing
+
+    def per_row(values: list, dtype: Any) -> Array:
+        return jnp.asarray(np.array(values, dtype))
+
+    automaton = initial(
+        open_block=per_row([row.open_block for row in rows], bool),
+        budget=per_row([row.budget for row in rows], np.int32),
+        max_new_tokens=per_row([row.max_new_tokens for row in rows], np.int32),
+        closing=jnp.asarray(closing),
+        closing_length=per_row([len(row.closing) for row in rows], np.int32),
+    )
+    sampling = {
+        name: per_row([getattr(row.config, name) for row in rows], np.int32 if name == "top_k" else np.float32)
+        for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty")
+    }
+    return DecodeState(
+        cache=cache,
+        token=per_row([row.tokens[-1] for row in rows], np.int32),
+        automaton=automaton,
+        seen=jnp.zeros((len(rows), model.config.vocab_size), bool),
+        keys=jnp.stack([_row_key(row) for row in rows]),
+        sampling=SamplingParams(**sampling),
+        tokens=Tokens(
+            think=jnp.int32(-1 if tok.think_id is None else tok.think_id),
+            end_think=jnp.int32(-1 if tok.end_think_id is None else tok.end_think_id),
+            ends=jnp.asarray(np.array(end_tokens(model, tok), np.int32)),
+            pad=jnp.int32(_pad_id(model, tok)),
+        ),
+    )
+
+
+def _row_key(row: Row) -> Array:
+    key = jax.random.key(np.uint32(row.config.seed))
+    return key if row.fold is None else jax.random.fold_in(key, row.fold)
+
+
+def end_tokens(model: Qwen3, tok: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer: the checkpoint's, else the tokenizer's own and Qwen's two."""
+    ends = model.generation.eos_token_ids
+    if not ends:
+        known = (tok.eos_token_id, tok.token_to_id("<|im_end|>"), tok.token_to_id("<|endoftext|>"))
+        ends = tuple(dict.fromkeys(token for token in known if token is not None))
+    if not ends:
+        warnings.warn("no end token: the checkpoint and its tokenizer name none, answers run to their length", stacklevel=2)
+        ends = (-1,)
+    return ends
+
+
+def _pad_id(model: Qwen3, tok: Tokenizer) -> int:
+    known = (model.generation.pad_token_id, tok.pad_token_id)
+    return next((token for token in known if token is not None), 0)
+
+
+def prompt_bucket(length: int) -> int:
+    """Length a prompt is padded to: a power of two up to the prefill chunk, then a multiple of it.
+
+    In: 5, 16, 17, 512, 513      Out: 16, 16, 32, 512, 1024
+    """
+    if length > _PREFILL_CHUNK:
+        return round_up(length, _PREFILL_CHUNK)
+    bucket = _SMALLEST_BUCKET
+    while bucket < length:
+        bucket *= 2
+    return bucket
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

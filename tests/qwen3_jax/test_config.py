@@ -1,0 +1,146 @@
+"""Reading config.json in every spelling, and refusing what the model does not have."""
+
+import dataclasses
+import json
+
+import pytest
+
+from qwen3_jax.config import ModelConfig, YarnConfig
+from qwen3_jax.generation_defaults import GenerationDefaults
+from tests.tiny import dense_config, moe_config
+
+
+def published(**changes):
+    """The published Qwen3-0.6B file's keys, at a small size."""
+    base = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 2,
+        "model_type": "qwen3",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 512,
+    }
+    return {**base, **changes}
+
+
+MOE = {
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def test_both_spellings_mean_the_same():
+    new = published()
+    del new["rope_theta"], new["rope_scaling"]
+    new["dtype"] = new.pop("torch_dtype")
+    new["rope_parameters"] = {"rope_theta": 5e6, "rope_type": "default"}
+    new["layer_types"] = ["full_attention"] * 2
+    assert ModelConfig.from_hf(new) == ModelConfig.from_hf(published(rope_theta=5e6))
+
+    moe = published(**MOE)
+    renamed = {**moe, "num_local_experts": 8}
+    del renamed["num_experts"]
+    assert ModelConfig.from_hf(renamed) == ModelConfig.from_hf(moe) == moe_config(max_position_embeddings=40960)
+
+
+def test_yarn_is_read_from_all_three_places():
+    expected = YarnConfig(factor=4.0, original_max_position_embeddings=32768)
+    legacy = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    new = published(rope_parameters={**YARN, "rope_theta": 1e6})
+    del new["rope_scaling"], new["rope_theta"]
+    for hf in (published(rope_scaling=YARN), published(rope_scaling=legacy), new):
+        assert ModelConfig.from_hf(hf).yarn == expected
+        assert ModelConfig.from_hf(hf).rope_theta == 1e6
+
+
+def test_yarn_without_factor_takes_it_from_the_context():
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": 32768}
+    config = ModelConfig.from_hf(published(rope_scaling=scaling, max_position_embeddings=131072))
+    assert config.yarn is not None
+    assert config.yarn.factor == 4.0
+
+
+@pytest.mark.parametrize("config", [dense_config(), moe_config(mlp_only_layers=(0,)), dense_config(rope_theta=5e6)])
+@pytest.mark.parametrize("yarn", [None, YarnConfig(factor=2.0, original_max_position_embeddings=64, beta_fast=16.0)])
+def test_to_hf_reads_back_as_the_same(config, yarn):
+    config = dataclasses.replace(config, yarn=yarn)
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type must be one of"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type must be 'default' or 'yarn', got 'linear'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {**YARN, "long_factor": [1]}}, "long_factor"),
+        ({"rope_scaling": {**YARN, "factor": 0.5}}, "factor must be at least 1"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"num_shared_experts": 2}, "num_shared_experts"),
+        ({"hidden_size": "32"}, "hidden_size must be an integer, got '32'"),
+        ({"hidden_size": 0}, "hidden_size must be positive"),
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
+        ({"head_dim": None}, "must set head_dim"),
+        ({"model_type": "qwen3_moe"}, "num_experts must be set"),
+        ({"num_experts": 8}, "num_experts must not be set"),
+        ({**MOE, "num_experts_per_tok": 9}, "num_experts_per_tok must be between 1 and"),
+        ({**MOE, "mlp_only_layers": [5]}, "mlp_only_layers must name layers below 2"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelConfig.from_hf(published(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_segments_are_runs_of_identical_layers():
+    def segments(layers, **changes):
+        return moe_config(num_hidden_layers=layers, **changes).segments
+
+    assert dense_config(num_hidden_layers=3).segments == ((False, 3),)
+    assert segments(4, mlp_only_layers=(0,)) == ((False, 1), (True, 3))
+    assert segments(5, decoder_sparse_step=2) == ((False, 1), (True, 1), (False, 1), (True, 1), (False, 1))
+
+
+def test_generation_defaults_read_and_write():
+    hf = {"do_sample": True, "eos_token_id": [5, 6], "pad_token_id": 6, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    defaults = GenerationDefaults.from_hf(hf)
+    assert defaults.eos_token_ids == (5, 6)
+    assert defaults.to_hf() == hf
+    greedy = GenerationDefaults.from_hf({"do_sample": False, "eos_token_id": 5, "temperature": 0.6})
+    assert greedy.temperature == 0.0
+    assert GenerationDefaults.from_hf(greedy.to_hf()) == greedy
+    with pytest.raises(ValueError, match="temperature must be a number"):
+        GenerationDefaults.from_hf({"temperature": "hot"})
