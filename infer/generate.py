@@ -12,7 +12,7 @@ from jaxtyping import Array
 from infer.automaton import DONE, Tokens, initial
 from infer.config import GenerationConfig
 from infer.decode import DecodeState, decode, finish_rows, first_token, prefill
-from infer.prompts import Input, Row, prepare
+from infer.prompts import Row, prepare
 from infer.results import Piece, Result, RowText
 from infer.sampling import SamplingParams
 from qwen3_jax.cache import KVCache, grow_cache, init_cache
@@ -25,13 +25,14 @@ _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
 _CACHE_QUANTUM = 256  # cache capacities are multiples of this
 _HEADROOM = 128  # slots for new tokens that a new cache has at least
 _CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
+_REPORTED = ("phase", "thinking_tokens", "exhausted", "hit_end")
 
 
 def generate(
     model: Qwen3,
     params: Params,
     tok: Tokenizer,
-    inputs: Sequence[Input],
+    inputs: Sequence[Any],
     config: GenerationConfig | Sequence[GenerationConfig] | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> list[Result]:
@@ -59,7 +60,7 @@ def stream(
     model: Qwen3,
     params: Params,
     tok: Tokenizer,
-    inputs: Sequence[Input],
+    inputs: Sequence[Any],
     config: GenerationConfig | Sequence[GenerationConfig] | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
 ) -> Iterator[Piece]:
@@ -106,20 +107,20 @@ def _emit(
     """Text of the new tokens, row by row, and the result of every row that has ended."""
     tokens = np.concatenate([np.asarray(t) for t, _ in made]).T.tolist()
     parts = np.concatenate([np.asarray(p) for _, p in made]).T.tolist()
-    automaton = jax.device_get(state.automaton)
+    row_state = {name: np.asarray(getattr(state.automaton, name)) for name in _REPORTED}
     for index in sorted(open_rows):
         text = texts[index]
         thinking, content = text.push(tokens[index], parts[index])
-        if automaton.phase[index] != DONE and not text.stopped:
+        if row_state["phase"][index] != DONE and not text.stopped:
             if thinking or content:
                 yield Piece(index=index, thinking=thinking, content=content)
             continue
         open_rows.discard(index)
         more_thinking, more_content = text.flush()
         result = text.result(
-            thinking_tokens=int(automaton.thinking_tokens[index]),
-            exhausted=bool(automaton.exhausted[index]),
-            hit_end=bool(automaton.hit_end[index]),
+            thinking_tokens=int(row_state["thinking_tokens"][index]),
+            exhausted=bool(row_state["exhausted"][index]),
+            hit_end=bool(row_state["hit_end"][index]),
             prompt_tokens=len(rows[index].tokens),
         )
         yield Piece(index=index, thinking=thinking + more_thinking, content=content + more_content, result=result)

@@ -10,9 +10,6 @@ from infer.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 from qwen3_jax.model import Qwen3
 from qwen3_jax.tokenizer import Tokenizer
 
-Messages = Sequence[dict[str, Any]]
-Input = str | Messages
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -42,7 +39,7 @@ class Row:
 def prepare(
     model: Qwen3,
     tok: Tokenizer,
-    inputs: Sequence[Input],
+    inputs: Sequence[Any],
     config: GenerationConfig | Sequence[GenerationConfig] | None,
     tools: Sequence[dict[str, Any]] | None,
 ) -> list[Row]:
@@ -76,7 +73,7 @@ def prepare(
 def _prepare_row(
     model: Qwen3,
     tok: Tokenizer,
-    item: Input,
+    item: Any,
     config: GenerationConfig,
     fold: int | None,
     tools: Sequence[dict[str, Any]] | None,

@@ -36,7 +36,7 @@ class ModelOutput:
         empty for a dense model.
     """
 
-    logits: Float[Array, "B T V"]
+    logits: Float[Array, "B kept V"]
     hidden: Float[Array, "B T D"]
     cache: KVCache | None
     router_logits: tuple[Array, ...]
@@ -166,7 +166,7 @@ class Qwen3(nn.Module):
         hidden = rms_norm(x, top["norm"], self.config.rms_norm_eps)
         head = top["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]
         with jax.named_scope("lm_head"):
-            logits = linear(hidden[:, -logits_to_keep:], head).astype(jnp.float32)
+            logits = linear(hidden[:, -logits_to_keep:], head, jnp.float32)
         return ModelOutput(logits=logits, hidden=hidden, cache=cache, router_logits=router_logits)
 
     def _layers(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple[Array, ...]]:

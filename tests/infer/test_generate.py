@@ -1,0 +1,328 @@
+"""Generation end to end on tiny random models: budgets, modes, batches, streaming, and what is refused."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infer import GenerationConfig, generate, stream
+from infer.decode import TRACES
+from infer.generate import prompt_bucket
+from infer.prompts import prepare
+from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.params import restack
+
+GREEDY = GenerationConfig(temperature=0.0, max_new_tokens=24)
+OPEN = "user hi assistant <think>\n"
+CHAT = [{"role": "user", "content": "What is 3 plus 4?"}]
+
+
+def with_ends(ready, *ends):
+    return ready._replace(model=ready.model.clone(generation=GenerationDefaults(eos_token_ids=ends)))
+
+
+def greedy_without_cache(ready, prompt, count):
+    """The reference: the whole sequence through the model for every token."""
+    tokens = ready.tok.encode(prompt)
+    start = len(tokens)
+    valid = ready.tok.vocab_size
+    for _ in range(count):
+        padded = np.zeros((1, 512), np.int32)
+        padded[0, : len(tokens)] = tokens
+        logits = ready.model.apply({"params": ready.params}, jnp.asarray(padded)).logits
+        tokens.append(int(np.argmax(logits[0, len(tokens) - 1, :valid])))
+    return tokens[start:]
+
+
+@pytest.mark.parametrize("which", ["dense", "moe"])
+def test_greedy_equals_transformers(which, request, tmp_path):
+    pytest.importorskip("torch")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from qwen3_jax import save_pretrained
+
+    ready = request.getfixturevalue(which)
+    save_pretrained(tmp_path, ready.model, ready.params)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    prompts = ["What is 3", "system user assistant What is the answer? 你好 " * 8]
+    results = generate(*ready, prompts, dataclasses.replace(GREEDY, max_new_tokens=64))
+    banned = [[i] for i in range(ready.tok.vocab_size, ready.model.config.vocab_size)]  # rows that are padding
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = torch.tensor([ready.tok.encode(prompt)])
+        out = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=64,
+            bad_words_ids=banned,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert result.tokens == out[0, ids.shape[1] :].tolist()
+        assert len(result.tokens) == 64
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("budget", [1, 5, 12])
+def test_the_budget_truncates_exactly(dense, budget, temperature):
+    config = GenerationConfig(temperature=temperature, thinking_budget=budget, max_new_tokens=80, seed=3, top_k=0)
+    (result,) = generate(*dense, [OPEN], config)
+    closing = dense.tok.encode(config.stop_text)
+    assert result.thinking_tokens == budget
+    assert result.budget_exhausted
+    assert result.tokens[budget : budget + len(closing)] == closing
+    assert dense.tok.end_think_id not in result.tokens[:budget]
+    assert len(result.tokens) == 80
+    assert result.finish_reason == "length"
+    assert result.thinking.endswith("I have to give the solution based on the thinking directly now.")
+    # What comes after the text is decided by the model that has read it: the same as continuing by hand.
+    if temperature == 0:
+        read = OPEN + dense.tok.decode(result.tokens[: budget + len(closing)])
+        if dense.tok.encode(read) == dense.tok.encode(OPEN) + result.tokens[: budget + len(closing)]:
+            (again,) = generate(*dense, [read], dataclasses.replace(GREEDY, max_new_tokens=10))
+            assert again.tokens == result.tokens[budget + len(closing) :][:10]
+
+
+def test_text_fed_at_the_budget_can_be_any(dense):
+    for text, fed in (("stop.\n</think>\n\n", "stop.\n</think>\n\n"), ("enough", "enough\n</think>\n\n")):
+        config = GenerationConfig(thinking_budget=3, max_new_tokens=40, stop_thinking_text=text)
+        (result,) = generate(*dense, [OPEN], config)
+        closing = dense.tok.encode(fed)
+        assert result.tokens[3 : 3 + len(closing)] == closing
+    paper = GenerationConfig(thinking_budget=3, max_new_tokens=60, stop_thinking_text="paper")
+    (result,) = generate(*dense, [OPEN], paper)
+    assert dense.tok.decode(result.tokens).find("directly now.\n</think>.\n\n") > 0
+    assert not result.content.startswith(".")  # the rest of the fed text is not the model's answer
+
+
+def test_a_budget_of_0_is_the_hard_switch(dense):
+    prompts = [
+        prepare(dense.model, dense.tok, [CHAT], GenerationConfig(max_new_tokens=8, **setting), None)[0].tokens
+        for setting in ({"thinking_budget": 0}, {"enable_thinking": False}, {})
+    ]
+    assert prompts[0] == prompts[1] != prompts[2]
+    assert dense.tok.decode(prompts[0]).endswith("<think>\n\n</think>\n\n")
+    # An open block is closed at once, into the same empty block.
+    (result,) = generate(*dense, [OPEN], GenerationConfig(thinking_budget=0, max_new_tokens=20))
+    assert dense.tok.decode(result.tokens).startswith("\n</think>\n\n")
+    assert (result.thinking, result.thinking_tokens, result.budget_exhausted) == ("", 0, True)
+
+
+def test_a_block_that_an_earlier_turn_closed_says_nothing(dense):
+    history = "<|im_start|>assistant\n<think>\na\n</think>\n\nb<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    (result,) = generate(*dense, [history], GenerationConfig(thinking_budget=4, max_new_tokens=50))
+    assert (result.thinking_tokens, result.budget_exhausted) == (4, True)
+    # And one that an earlier turn left open does not make this turn think.
+    history = "<|im_start|>user\nwhat is <think>?<|im_end|>\n<|im_start|>assistant\n"
+    (row,) = prepare(dense.model, dense.tok, [history], GREEDY, None)
+    assert not row.open_block
+
+
+def test_one_batch_mixes_modes_and_budgets(dense):
+    configs = [
+        dataclasses.replace(GREEDY, thinking_budget=5, max_new_tokens=60),
+        dataclasses.replace(GREEDY, max_new_tokens=30),
+        dataclasses.replace(GREEDY, thinking_budget=0, max_new_tokens=20),
+        dataclasses.replace(GREEDY, thinking_budget=9, max_new_tokens=60, stop_thinking_text="now</think>"),
+    ]
+    inputs = [OPEN, "hello", CHAT, OPEN + "世界"]
+    together = generate(*dense, inputs, configs)
+    for item, config, result in zip(inputs, configs, together, strict=True):
+        (alone,) = generate(*dense, [item], config)
+        assert alone == result
+
+
+def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(dense):
+    sampled = GenerationConfig(temperature=1.0, top_k=0, top_p=0.9, seed=5, max_new_tokens=30, presence_penalty=0.5)
+    others = [GREEDY, GenerationConfig(temperature=2.0, top_k=0, max_new_tokens=9, thinking_budget=0)]
+    rows = [generate(*dense, ["What is", other], [sampled, config])[0] for other, config in zip(["hi", "3 plus 4"], others, strict=True)]
+    assert rows[0] == rows[1]
+
+
+def test_seeds(dense):
+    config = GenerationConfig(temperature=1.5, top_k=0, top_p=1.0, seed=5, max_new_tokens=16)
+
+    def tokens(inputs, configs):
+        return [result.tokens for result in generate(*dense, inputs, configs)]
+
+    same = tokens(["hello", "hello", "hello"], config)
+    assert same[0] != same[1] != same[2]  # one config: each row its own stream
+    assert tokens(["hello", "hello", "hello"], config) == same  # and the same again
+    listed = tokens(["hello", "hello", "hello"], [config, config, dataclasses.replace(config, seed=6)])
+    assert listed[0] == listed[1] != listed[2]  # a list: the seeds as given
+    assert listed[0] == tokens(["hello"], [config])[0]
+
+
+def test_pieces_join_to_the_result(dense):
+    config = GenerationConfig(thinking_budget=6, max_new_tokens=60, temperature=1.0, top_k=0)
+    inputs = [OPEN, "What is 世界", CHAT]
+    pieces = list(stream(*dense, inputs, config))
+    assert len(pieces) > 2 * len(inputs)
+    assert generate(*dense, inputs, config) == [
+        next(p.result for p in pieces if p.index == i and p.result) for i in range(3)
+    ]
+    for index in range(3):
+        mine = [piece for piece in pieces if piece.index == index]
+        result = mine[-1].result
+        assert all(piece.result is None for piece in mine[:-1])
+        assert "".join(piece.thinking for piece in mine) == result.thinking
+        if not result.tool_calls:
+            assert "".join(piece.content for piece in mine) == result.content
+
+
+def test_nothing_recompiles(dense):
+    base = GenerationConfig(max_new_tokens=30, temperature=0.7, thinking_budget=3, stop_thinking_text="now")
+    generate(*dense, ["one two", OPEN], base)
+    before = dict(TRACES)
+    for change in (
+        {"thinking_budget": 20},
+        {"thinking_budget": None},
+        {"thinking_budget": 0},
+        {"stop_thinking_text": "enough of this now"},
+        {"max_new_tokens": 77},
+        {"temperature": 0.0},
+        {"temperature": 1.3, "top_k": 0, "top_p": 0.5},
+        {"top_k": 3, "min_p": 0.1, "presence_penalty": 1.5},
+        {"seed": 99},
+        {"stop": ("7", "xyz")},
+    ):
+        generate(*dense, ["one two three", OPEN], dataclasses.replace(base, **change))
+    generate(*dense, ["one", "</think> <think>"], base)  # other lengths within the bucket
+    assert dict(TRACES) == before
+
+
+def test_a_cache_that_grows_changes_nothing(dense):
+    (result,) = generate(*dense, ["What is"], dataclasses.replace(GREEDY, max_new_tokens=300))
+    assert result.tokens == greedy_without_cache(dense, "What is", 300)
+
+
+def test_a_prompt_longer_than_a_chunk(dense):
+    prompt = "What is the answer? " * 130
+    assert len(dense.tok.encode(prompt)) > 512
+    (long, short) = generate(*dense, [prompt, "hi"], dataclasses.replace(GREEDY, max_new_tokens=5))
+    tokens = jnp.asarray([dense.tok.encode(prompt) + long.tokens[:-1]], jnp.int32)
+    logits = dense.model.apply({"params": dense.params}, tokens).logits[0, -5:, : dense.tok.vocab_size]
+    assert long.tokens == jnp.argmax(logits, axis=-1).tolist()
+    assert short == generate(*dense, ["hi"], dataclasses.replace(GREEDY, max_new_tokens=5))[0]
+
+
+def test_both_layouts_answer_the_same(moe):
+    stacked = moe._replace(params=restack(moe.params, moe.model.config))
+    assert generate(*stacked, ["hello", OPEN], GREEDY) == generate(*moe, ["hello", OPEN], GREEDY)
+
+
+def test_an_end_token_ends_the_row(dense):
+    (free,) = generate(*dense, ["hello"], GREEDY)
+    end = free.tokens[10]
+    (ended, other) = generate(*with_ends(dense, end), ["hello", "What"], GREEDY)
+    assert ended.tokens == free.tokens[: free.tokens.index(end) + 1]
+    assert ended.finish_reason == "stop"
+    assert ended.content == dense.tok.decode(ended.tokens[:-1])
+    (alone,) = generate(*with_ends(dense, end), ["What"], GREEDY)
+    assert other == alone
+
+
+def test_stop_strings_end_the_content_and_are_not_part_of_it(dense):
+    (free,) = generate(*dense, ["hello"], GREEDY)
+    stop = free.content[8:10]
+    config = dataclasses.replace(GREEDY, stop=(stop, "never to be seen"))
+    (result,) = generate(*dense, ["hello"], config)
+    assert result.content == free.content[: free.content.index(stop)]
+    assert result.finish_reason == "stop"
+    assert result.tokens == free.tokens[: len(result.tokens)]
+    assert stop in dense.tok.decode(result.tokens)
+
+
+def test_padded_vocabulary_is_never_sampled(dense):
+    config = GenerationConfig(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=100)
+    results = generate(*dense, ["hello"] * 8, config)
+    assert max(max(result.tokens) for result in results) < dense.tok.vocab_size < dense.model.config.vocab_size
+
+
+def test_defaults_come_from_the_checkpoint_then_from_the_mode(dense):
+    def filled(config, **defaults):
+        model = dense.model.clone(generation=GenerationDefaults(**defaults))
+        (row,) = prepare(model, dense.tok, [CHAT], dataclasses.replace(config, max_new_tokens=100), None)
+        return tuple(getattr(row.config, name) for name in ("temperature", "top_p", "top_k", "min_p"))
+
+    assert filled(GenerationConfig()) == (0.6, 0.95, 20, 0.0)
+    assert filled(GenerationConfig(enable_thinking=False)) == (0.7, 0.8, 20, 0.0)
+    assert filled(GenerationConfig(thinking_budget=0)) == (0.7, 0.8, 20, 0.0)
+    assert filled(GenerationConfig(enable_thinking=False), temperature=0.6, top_p=0.95) == (0.6, 0.95, 20, 0.0)
+    assert filled(GenerationConfig(temperature=0.0, top_k=5), temperature=0.6, top_k=9) == (0.0, 0.95, 5, 0.0)
+
+
+def test_max_new_tokens_grows_with_the_budget(dense):
+    model = dense.model.clone(config=dataclasses.replace(dense.model.config, max_position_embeddings=100_000))
+
+    def longest(**settings):
+        (row,) = prepare(model, dense.tok, [CHAT], GenerationConfig(**settings), None)
+        return row.max_new_tokens
+
+    assert longest() == 32768
+    assert longest(thinking_budget=1000) == 32768 + 1000 + len(dense.tok.encode(GenerationConfig().stop_text))
+    (row,) = prepare(dense.model, dense.tok, [CHAT], GenerationConfig(), None)
+    assert row.max_new_tokens == 4096 - len(row.tokens)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "config", "message"),
+    [
+        ("hello", {}, "inputs must be a list"),
+        ([], {}, "at least one prompt"),
+        (CHAT, {}, "list of conversations"),
+        ([""], {}, "prompt must not be empty"),
+        ([[]], {}, "message"),
+        ([[{"role": "nobody", "content": "hi"}]], {}, "role"),
+        ([OPEN], {"thinking_budget": 10, "max_new_tokens": 30}, "room for an answer.*at least"),
+        (["hello " * 5000], {}, "prompt must be shorter than the context of 4096"),
+        (["hello"], {"max_new_tokens": 5000}, "set max_new_tokens to at most"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_runs(dense, inputs, config, message):
+    before = dict(TRACES)
+    with pytest.raises(ValueError, match=message) as caught:
+        generate(*dense, inputs, GenerationConfig(**config))
+    assert "\n" not in str(caught.value)
+    assert dict(TRACES) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": float("nan")},
+        {"temperature": -0.1},
+        {"temperature": float("inf")},
+        {"top_p": 1.1},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"min_p": 2.0},
+        {"presence_penalty": float("nan")},
+        {"thinking_budget": -1},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"stop": ("",)},
+        {"stop_thinking_text": ""},
+    ],
+)
+def test_settings_no_sampler_can_use(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=name) as caught:
+        GenerationConfig(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_without_effect_is_said(dense):
+    for inputs, settings, name in (
+        (["hello"], {"enable_thinking": False}, "enable_thinking"),
+        ([CHAT], {"enable_thinking": False, "thinking_budget": 5}, "thinking_budget"),
+    ):
+        with pytest.warns(UserWarning, match=name):
+            prepare(dense.model, dense.tok, inputs, GenerationConfig(max_new_tokens=60, **settings), None)
+
+
+def test_prompt_buckets():
+    assert [prompt_bucket(n) for n in (1, 16, 17, 512, 513, 1025)] == [16, 16, 32, 512, 1024, 1536]

@@ -1,0 +1,181 @@
+"""Sampling: what is kept equals transformers' own warpers, what is drawn follows it, and no row sees its neighbours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from infer import sampling
+from infer.sampling import SamplingParams, best_logits, first_largest, process_logits, sample
+
+VALUES = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0}
+THINKING = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+ANSWERING = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "presence_penalty": 1.5}
+
+
+def rows_of(*rows: dict) -> SamplingParams:
+    full = [VALUES | row for row in rows]
+    return SamplingParams(
+        **{
+            name: jnp.asarray(np.array([r[name] for r in full], np.int32 if name == "top_k" else np.float32))
+            for name in VALUES
+        }
+    )
+
+
+def repeated(row: dict, batch: int) -> SamplingParams:
+    return rows_of(*[row] * batch)
+
+
+def none_seen(logits: jax.Array) -> jax.Array:
+    return jnp.zeros(logits.shape, bool)
+
+
+def keys_of(batch: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+draw = jax.jit(sample, static_argnames="valid_vocab")
+
+
+def vectors(count: int, vocab: int, seed: int) -> np.ndarray:
+    """Logits of every kind in turn: smooth, peaked, flat, full of ties (0.0 and -0.0 among them), bfloat16, constant, masked."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, vocab)) * rng.choice([0.3, 1.0, 3.0, 8.0], size=(count, 1))
+    kind = np.arange(count) % 8
+    x[kind == 1] = np.round(x[kind == 1])
+    x[kind == 2] = np.round(x[kind == 2] * 2) / 2
+    x[kind == 3] = np.asarray(jnp.asarray(x[kind == 3], jnp.bfloat16).astype(jnp.float32))
+    x[kind == 4] = np.where(rng.random(x[kind == 4].shape) < 0.02, 1.0, -0.5)
+    x[kind == 5] = np.where(np.arange(count)[kind == 5, None] % 16 < 8, 1.25, np.round(x[kind == 5] / 4))
+    x[kind == 6] = np.where(rng.random(x[kind == 6].shape) < 0.9, -np.inf, np.round(x[kind == 6]))
+    return x.astype(np.float32)
+
+
+def settings(count: int, vocab: int, seed: int) -> list[dict]:
+    rng = np.random.default_rng(seed)
+
+    def one() -> dict:
+        return {
+            "temperature": float(rng.choice([0.1, 0.6, 0.7, 1.0, 1.3, 2.0, rng.uniform(0.2, 3)])),
+            "top_k": int(rng.choice([0, 0, 1, 2, 5, 20, 64, 100, vocab, vocab + 7])),
+            "top_p": float(rng.choice([1.0, 0.95, 0.9, 0.8, 0.5, 0.25, 0.1, rng.uniform(0.01, 1)])),
+            "min_p": float(rng.choice([0.0, 0.0, 0.05, 0.1, 0.5, 1.0, rng.uniform(0, 1)])),
+        }
+
+    return [one() for _ in range(count)]
+
+
+def log_probs_of_transformers(logits: np.ndarray, rows: list[dict]) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers")
+    out = []
+    for row, values in zip(torch.tensor(logits)[:, None], rows, strict=True):
+        warpers = hf.LogitsProcessorList([hf.TemperatureLogitsWarper(values["temperature"])])
+        if values["top_k"]:
+            warpers.append(hf.TopKLogitsWarper(values["top_k"]))
+        if values["top_p"] < 1:
+            warpers.append(hf.TopPLogitsWarper(values["top_p"]))
+        if values["min_p"]:
+            warpers.append(hf.MinPLogitsWarper(values["min_p"]))
+        out.append(torch.log_softmax(warpers(None, row), -1)[0].numpy())
+    return np.stack(out)
+
+
+def our_log_probs(logits: np.ndarray, rows: list[dict]) -> np.ndarray:
+    kept = jax.jit(process_logits)(jnp.asarray(logits), jnp.zeros(logits.shape, bool), rows_of(*rows))
+    return np.asarray(jax.nn.log_softmax(kept, -1))
+
+
+@pytest.mark.parametrize(("count", "vocab"), [(1000, 777), (8, 151_936)])
+def test_log_probs_equal_transformers(count: int, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    logits, rows = vectors(count, vocab, 1), settings(count, vocab, 2)
+    ours = our_log_probs(logits, rows)
+
+    # As it stands: torch.sort may put equal logits in any order, so top-p may keep others of them, but as many.
+    theirs = log_probs_of_transformers(logits, rows)
+    np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=2e-6, atol=4e-6)
+    row, token = np.nonzero(np.isfinite(ours) != np.isfinite(theirs))
+    lowest = np.where(np.isfinite(ours), logits, np.inf).min(1)
+    assert np.array_equal(logits[row, token], lowest[row])
+
+    # With a stable sort: the same tokens.
+    monkeypatch.setattr(torch, "sort", lambda x, descending: torch.Tensor.sort(x, descending=descending, stable=True))
+    theirs = log_probs_of_transformers(logits, rows)
+    assert np.array_equal(np.isfinite(ours), np.isfinite(theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=4e-6)
+
+
+def test_presence_penalty_is_subtracted_once_before_temperature() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 100)).astype(np.float32)
+    seen = rng.random((3, 100)) < 0.3
+    rows = [{"presence_penalty": p, "temperature": t} for p, t in [(1.5, 0.5), (0.0, 2.0), (-0.5, 1.0)]]
+    ours = process_logits(jnp.asarray(logits), jnp.asarray(seen), rows_of(*rows))
+    expected = np.stack(
+        [(x - r["presence_penalty"] * s) / r["temperature"] for x, s, r in zip(logits, seen, rows, strict=True)]
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_greedy_is_argmax_after_the_penalty_and_the_first_among_equals() -> None:
+    logits = jnp.asarray([[0.0, 2.0, 2.0, 1.9], [3.0, 1.0, 1.0, 3.0], [0.0, 2.5, 2.0, 1.0]])
+    seen = jnp.asarray([[False, True, False, False], [True, True, True, True], [False, True, True, True]])
+    greedy = {"temperature": 0.0, "top_k": 2, "top_p": 0.3}
+    params = rows_of(greedy | {"presence_penalty": 0.2}, greedy, greedy | {"presence_penalty": 2.6})
+    assert draw(logits, seen, params, keys_of(3), valid_vocab=4).tolist() == [2, 0, 0]
+    kept = process_logits(logits, seen, params)
+    assert np.isfinite(kept).tolist() == [
+        [False, False, True, False],
+        [True, False, False, False],
+        [True, False, False, False],
+    ]
+
+
+@pytest.mark.parametrize("vocab", [3, 64, 1000, 5000])
+def test_first_largest_is_argmax(vocab: int) -> None:
+    x = vectors(32, vocab, 3)
+    x[:, 0] = np.maximum(x[:, 0], -3.0)  # at least one finite
+    assert np.array_equal(jax.jit(first_largest)(jnp.asarray(x)), x.argmax(1))
+    assert jax.jit(first_largest)(jnp.full((1, vocab), jnp.nan)).item() < vocab
+
+
+@pytest.mark.parametrize(("vocab", "size"), [(300, 300), (300, 20), (1000, 7), (5000, 80), (6400, 100)])
+def test_best_logits_are_ordered_by_value_and_then_by_token(vocab: int, size: int) -> None:
+    x = vectors(32, vocab, 4)
+    x[x == 0] = 0.0
+    order = np.stack([np.lexsort((np.arange(vocab), row))[::-1][:size] for row in x])
+    values, tokens = jax.jit(best_logits, static_argnums=1)(jnp.asarray(x), size)
+    assert np.array_equal(tokens, order)
+    assert np.array_equal(values, np.take_along_axis(x, order, 1))
+
+
+MIXED = [
+    THINKING,
+    {"temperature": 1.0},
+    {"temperature": 0.0},
+    {"temperature": 1.2, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.02},
+    {"temperature": 0.9, "top_k": 300, "top_p": 0.97},
+    {"temperature": 2.0, "top_k": 64, "min_p": 0.05},
+    ANSWERING,
+]
+
+
+@pytest.mark.parametrize("tiers", [(80, 4096), (8, 40), ()], ids=str)
+@pytest.mark.parametrize("row", [r for r in MIXED if r["temperature"]], ids=str)
+def test_frequencies_are_the_probabilities(row: dict, tiers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "TIERS", tiers)
+    vocab, batch, rounds = 1500, 1024, 12
+    one = np.sort(np.random.default_rng(5).normal(size=(1, vocab)).astype(np.float32) * 2)
+    logits = jnp.broadcast_to(jnp.asarray(np.random.default_rng(6).permutation(one[0]))[None], (batch, vocab))
+    run = jax.jit(lambda keys: sample(logits, none_seen(logits), repeated(row, batch), keys, vocab))
+    counts = sum(np.bincount(run(keys_of(batch, seed)), minlength=vocab) for seed in range(rounds))
+    expected = np.asarray(jax.nn.softmax(process_logits(logits[:1], none_seen(logits[:1]), repeated(row, 1)), -1))[0]
+    assert not counts[expected == 0].any()
+    expected = expected.astype(np.float64) / expected.sum(dtype=np.float64) * batch * rounds
+    rare = expected < 8  # one bin together
+    bins = [np.append(x[~rare], x[rare].sum()) for x in (counts, expected)]
+    assert stats.chisquare(bins[0][bins[1] > 0], bins[1][bins[1] > 0]).pvalue > 1e-3
