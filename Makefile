@@ -1,0 +1,57 @@
+# make demo    the main job on the embedded pocket model
+# make test    the whole test suite
+# make check   what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
+# Each makes .venv when it is missing, with the versions pinned in constraints.txt.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+WORKERS ?= 2
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check format lint types fix clean
+
+demo: $(VENV)/.installed
+	@$(RUN) -m qwen3_jax.cli demo
+
+test: $(VENV)/.installed-dev
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+check: format lint types
+
+format: $(VENV)/.installed-dev
+	@$(RUN) -m ruff format --check .
+
+lint: $(VENV)/.installed-dev
+	@$(RUN) -m ruff check .
+
+types: $(VENV)/.installed-dev
+	@$(RUN) -m mypy
+
+fix: $(VENV)/.installed-dev
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, none was found on PATH: install it, or name it with PYTHON=" >&2; exit 2; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is not: name another with PYTHON=" >&2; exit 2; }
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) --upgrade pip setuptools
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml constraints.txt
+	@echo "installing the pinned dependencies (once)"
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created setup.py pyproject.toml constraints.txt
+	@echo "installing the pinned dependencies of the tests and checks (once)"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

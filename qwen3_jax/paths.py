@@ -1,0 +1,16 @@
+"""Where the data files lie that come with the package, in a checkout and in an installed wheel alike."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def configs_path() -> Path:
+    """The directory of the YAML files: `configs/` of the checkout, `qwen3_jax/configs/` of an installed wheel."""
+    installed = _HERE / "configs"
+    return installed if installed.is_dir() else _HERE.parent / "configs"
+
+
+def pocket_path() -> Path:
+    """The embedded pocket model, a directory in Hugging Face form."""
+    return _HERE / "pocket"

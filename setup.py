@@ -1,0 +1,71 @@
+"""Build of qwen3-jax. Ranges live here; `constraints.txt` pins what `make` installs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+RUNTIME = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "jaxtyping>=0.3.7",
+    "jinja2>=3.1.6",
+    "ml_dtypes>=0.5",
+    "numpy>=2.0",
+    "pyyaml>=6.0",
+    "rich>=14.0",
+    "sentencepiece>=0.2",
+    "tokenizers>=0.22",
+]
+
+# torch is the reference that the parity tests compare with. On Linux PyPI has only the CUDA build of it (gigabytes) for
+# Python 3.12 and later: install the CPU wheel that PyTorch's own site offers, or go without and those tests skip.
+TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
+
+HUB = ["huggingface_hub>=1.0,<3.0"]
+PLOT = ["matplotlib>=3.9"]
+TEST = [
+    *HUB,
+    *PLOT,
+    "beartype>=0.20",
+    "protobuf>=5",
+    "psutil>=6.0",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "safetensors>=0.6",
+    "setuptools>=77",
+    "transformers>=5.0,<6.0",
+    TORCH,
+]
+DEV = [*TEST, "mypy>=1.15", "pre-commit>=4.0", "ruff>=0.12", "types-PyYAML>=6.0"]
+
+setup(
+    name="qwen3-jax",
+    version="0.1.0",
+    description="Qwen3 in JAX and Flax: the same code on a laptop, in Colab and on a TPU pod",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # `configs/` stands at the top of the checkout and is installed as `qwen3_jax/configs`: `qwen3_jax.configs_path()`.
+    packages=[
+        *find_packages(include=["qwen3_jax*", "sharding*", "infer*", "train*"], exclude=["qwen3_jax.configs*"]),
+        "qwen3_jax.configs",
+    ],
+    package_dir={"qwen3_jax.configs": "configs"},
+    package_data={"qwen3_jax": ["pocket/**/*"], "qwen3_jax.configs": ["**/*.yaml"]},
+    install_requires=RUNTIME,
+    extras_require={
+        "cuda": ["jax[cuda]"],
+        "tpu": ["jax[tpu]"],
+        "hub": HUB,
+        "plot": PLOT,
+        "test": TEST,
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["qwen3-jax = qwen3_jax.cli:main"]},
+)

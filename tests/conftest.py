@@ -1,0 +1,29 @@
+"""Strict settings of every test: no silent rank or dtype promotion, eight devices, warnings are errors, no network."""
+
+import os
+from pathlib import Path
+
+# Before jax, transformers and huggingface_hub are imported; subprocesses of the tests inherit these.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["QWEN3_JAX_COMPILATION_CACHE_DIR"] = "off"  # a test compiles what it runs and writes nothing to the home
+
+import jax
+import pytest
+
+from tests import support
+
+# Through the configuration and not XLA_FLAGS, so that programs the tests start see one device, as a user's do.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The shared data (official tokenizer and configs); skips the test where it is absent."""
+    found = support.shared_dir()
+    if found is None:
+        pytest.skip("no shared data: set QWEN3_JAX_SHARED to its directory")
+    return found

@@ -1,0 +1,47 @@
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import sharding
+from qwen3_jax.model_configs import config_names, load_model_config
+from qwen3_jax.params import ParamSpec, spec_tree
+
+
+def leaves(tree):
+    for value in tree.values():
+        yield from [value] if isinstance(value, ParamSpec) else leaves(value)
+
+
+def test_each_dimension_takes_the_mesh_axes_of_its_rule():
+    assert sharding.logical_to_spec(("layers", "heads", "embed")) == P(None, "tensor", "fsdp")
+    assert sharding.logical_to_spec(("batch", "sequence", None)) == P(("data", "fsdp", "expert"), "context", None)
+    assert sharding.logical_to_spec(("expert", "expert_mlp", "embed")) == P("expert", "tensor", "fsdp")
+    assert sharding.logical_to_spec(()) == P()
+
+
+def test_another_layout_is_another_table():
+    rules = {**sharding.DEFAULT_RULES, "embed": None, "vocab": ("fsdp", "tensor")}
+    assert sharding.logical_to_spec(("vocab", "embed"), rules) == P(("fsdp", "tensor"), None)
+
+
+def test_two_dimensions_on_one_mesh_axis_are_refused():
+    with pytest.raises(ValueError, match=r"'tensor' for both 'vocab' and 'heads'"):
+        sharding.logical_to_spec(("vocab", "heads"))
+    with pytest.raises(ValueError, match=r"'fsdp' for both 'batch' and 'embed'"):
+        sharding.logical_to_spec(("batch", "sequence", "embed"))
+
+
+def test_an_unknown_logical_axis_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"got 'head': did you mean 'heads'\?"):
+        sharding.logical_to_spec(("head",))
+
+
+def test_a_rule_onto_an_unknown_mesh_axis_is_refused():
+    with pytest.raises(ValueError, match=r"got 'tp' for 'heads'"):
+        sharding.logical_to_spec(("heads",), {"heads": "tp"})
+
+
+@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("layout", ["stacked", "unrolled"])
+def test_every_parameter_of_every_release_has_a_layout(name, layout):
+    for spec in leaves(spec_tree(load_model_config(name), layout)):
+        assert len(sharding.logical_to_spec(spec.axes)) == len(spec.shape)

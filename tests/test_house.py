@@ -1,0 +1,209 @@
+"""The rules of the house: import order, packaging, pins, configs, and checks that are the same everywhere."""
+
+import ast
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support import REPO
+
+ORDER = ["sharding", "qwen3_jax", "infer", "train"]  # each may import itself and those before it
+MODULES = sorted(path for package in ORDER for path in (REPO / package).rglob("*.py"))
+CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def imports_of(path: Path) -> list[str]:
+    """Dotted names of everything `path` imports, inside functions too."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+# --- imports -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way_and_nothing_imports_the_command_line(path):
+    package = path.relative_to(REPO).parts[0]
+    on_top = path.is_relative_to(REPO / "qwen3_jax" / "cli")
+    allowed = set(ORDER if on_top else ORDER[: ORDER.index(package) + 1])
+    found = {name.split(".")[0] for name in imports_of(path)}
+    assert found & set(ORDER) <= allowed
+    if not on_top:
+        assert not [name for name in imports_of(path) if name.startswith("qwen3_jax.cli")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_private_or_deprecated_of_jax_is_used(path):
+    deprecated = ("jax.experimental.pjit", "jax.experimental.shard_map", "jax.experimental.maps", "jax.interpreters")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    used = imports_of(path) + [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert not [name for name in used if name.startswith(("jax._src", *deprecated))]
+    blocks = [item for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+    assert "mesh" not in [ast.unparse(item.context_expr) for item in blocks]  # `with jax.set_mesh(mesh):`
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_by_its_own_name_and_its_public_names_exist(package):
+    check = f"import {package} as p; print(*[n for n in getattr(p, '__all__', []) if not hasattr(p, n)])"
+    run = subprocess.run([sys.executable, "-c", check], cwd=REPO, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == []
+
+
+# --- dependencies --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def setup_arguments() -> dict:
+    """What setup.py hands to `setup`, read without building anything."""
+    program = (
+        "import json, runpy, setuptools; kept = {}; setuptools.setup = lambda **kw: kept.update(kw); "
+        "runpy.run_path('setup.py'); print(json.dumps(kept))"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=REPO, check=True, capture_output=True, text=True)
+    return yaml.safe_load(out.stdout)
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    arguments = setup_arguments()
+    lines = [*arguments["install_requires"], *(line for extra in extras for line in arguments["extras_require"][extra])]
+    return [Requirement(line) for line in lines]
+
+
+def pins() -> list[Requirement]:
+    lines = (REPO / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_every_requirement_has_one_pin_inside_its_range(python, platform):
+    here = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": platform}
+    active = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate(here)]
+    version = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in active}
+    assert len(version) == len(active), "a package is pinned twice"
+    for requirement in requirements("dev"):
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            if requirement.name == "torch" and python != "3.11":
+                continue  # outside Linux it comes from PyPI unpinned
+            assert version[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_every_pin_is_exact_and_the_promised_extras_exist():
+    assert all(str(pin.specifier).startswith("==") and "*" not in str(pin.specifier) for pin in pins())
+    assert {"cuda", "tpu", "test", "dev", "hub"} <= setup_arguments()["extras_require"].keys()
+
+
+DISTRIBUTION = {"orbax": "orbax-checkpoint", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+
+
+def test_the_packages_import_only_what_setup_declares_and_nothing_is_declared_in_vain():
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    optional = {canonicalize_name(requirement.name) for requirement in requirements("hub", "plot")}
+    outside = {name.split(".")[0] for path in MODULES for name in imports_of(path)} - set(ORDER)
+    used = {DISTRIBUTION.get(name, name) for name in outside - set(sys.stdlib_module_names)}
+    used = {canonicalize_name(name) for name in used}
+    assert used <= declared | optional
+    assert declared <= used
+
+
+# --- what is shipped -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of this checkout, so that nothing is left behind in it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in [*ORDER, "configs"]:
+        shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ["setup.py", "pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(REPO / name, source / name)
+    program = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_config_and_file_of_the_pocket_model(wheel):
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    assert {name_of(path) for path in MODULES} <= shipped
+    assert {f"qwen3_jax/{name_of(path)}" for path in CONFIGS} <= shipped
+    pocket = {name_of(path) for path in (REPO / "qwen3_jax" / "pocket").rglob("*") if path.is_file()}
+    assert {f"qwen3_jax/pocket/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")} <= pocket
+    assert pocket <= shipped
+    assert not [name for name in shipped if name.startswith(("tests", "benchmarks", "docs", "configs"))]
+
+
+def test_an_installed_wheel_finds_its_configs_and_the_pocket_model(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    program = (
+        "from qwen3_jax import paths; from qwen3_jax.model_configs import load_model_config; "
+        "print(paths.configs_path(), (paths.pocket_path() / 'config.json').is_file(), "
+        "load_model_config('qwen3-0.6b').hidden_size)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.split() == [str(tmp_path / "site" / "qwen3_jax" / "configs"), "True", "1024"]
+
+
+def test_the_pocket_model_is_small():
+    files = [path for path in (REPO / "qwen3_jax" / "pocket").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 4_000_000
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_every_config_begins_with_the_command_that_runs_it(path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert re.match(r"# (qwen3-jax|python -m) ", first), first
+    assert path.stem in first
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def test_pre_commit_and_ci_run_the_same_commands():
+    config = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    from_hooks = {hook["entry"].removeprefix("make --no-print-directory ") for hook in hooks}
+    ci = (REPO / ".ci" / "run").read_text()
+    from_ci = set(re.search(r"^for target in (.*); do$", ci, re.M).group(1).split())
+    makefile = (REPO / "Makefile").read_text()
+    assert from_hooks == from_ci == {"format", "lint", "types", "test"}
+    assert all(re.search(rf"^{target}: ", makefile, re.M) for target in from_ci)
+
+
+def test_ci_fails_when_one_check_fails(tmp_path):
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_text((REPO / ".ci" / "run").read_text())
+    for failing, expected in [("lint", 1), ("test", 1), (None, 0)]:
+        result = {name: "false" if name == failing else "true" for name in ("format", "lint", "types", "test")}
+        (tmp_path / "Makefile").write_text("".join(f"{name}:\n\t@{value}\n" for name, value in result.items()))
+        assert subprocess.run(["bash", script], capture_output=True, check=False).returncode == expected
+
+
+def test_warnings_are_errors_and_shapes_are_checked():
+    options = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["filterwarnings"][0] == "error"
+    assert "--jaxtyping-packages=sharding,qwen3_jax,infer,train,tests.support.typechecked" in options["addopts"]
