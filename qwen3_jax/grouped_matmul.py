@@ -1,0 +1,136 @@
+"""One product for many experts: rows sorted by expert, each run of rows times its own expert's matrix.
+
+Two implementations of the same function, because XLA lowers `jax.lax.ragged_dot` densely over all experts on CPU and
+GPU (64 experts are then 64 times the work):
+
+  tiles       a loop over tiles of consecutive rows of one expert; its trip count is the number of tiles there are, so
+              an expert without rows costs nothing and its weights are not read. What CPU runs.
+  ragged_dot  `jax.lax.ragged_dot_general`, a kernel on TPU.
+
+Dimensions: A rows (one for each token and expert chosen for it), E experts, I in, O out.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["tiles", "ragged_dot"]
+
+_ROWS_AND_EXPERTS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
+)
+
+
+def grouped_matmul(
+    x: Float[Array, "A I"], w: Float[Array, "E O I"], group_sizes: Int[Array, " E"], implementation: Implementation
+) -> Float[Array, "A O"]:
+    """Row r of the result is `w[e] @ x[r]`, where e is the group of row r. Differentiable in `x` and `w`.
+
+    In:  group_sizes [2, 0, 1], x of 3 rows
+    Out: [w[0] @ x[0], w[0] @ x[1], w[2] @ x[2]]
+
+    Args:
+      x: rows, sorted by group.
+      w: one [out, in] matrix a group, in Hugging Face's orientation.
+      group_sizes: number of rows of each group; they sum to A.
+      implementation: see the module.
+    """
+    if implementation == "ragged_dot":
+        return jax.lax.ragged_dot_general(x, w, group_sizes, _ROWS_AND_EXPERTS)
+    return _tiled(x, w, group_sizes, tile_rows(x.shape[0], w.shape[0]))
+
+
+def tile_rows(rows: int, groups: int) -> int:
+    """Rows of a tile, from what a group has on average (measured on CPU, docs/results/cpu-moe.md).
+
+    A tile of one row is a matrix-vector product, which XLA reads straight out of `w`; for a taller tile it copies the
+    expert's matrix first. So one-row tiles win up to about four rows a group (decoding). From there on the best tile is
+    about as tall as a group: not below 16 rows, which do not pay for the copy, and not above 128, where nothing is left
+    to gain and the rows past the group's end cost more.
+    """
+    average = rows / groups
+    if average <= 4:
+        return 1
+    height = 16
+    while height < min(average, 128):
+        height *= 2
+    return min(height, rows)
+
+
+def _tile_table(
+    group_sizes: Int[Array, " E"], rows: int, tile: int
+) -> tuple[Int[Array, " M"], Int[Array, " M"], Int[Array, " M"], Int[Array, ""]]:
+    """Group, first row and end row (of its group) of every tile, and how many tiles there are; M bounds that number.
+
+    In:  group_sizes [3, 0, 1], tile=2
+    Out: groups [0, 0, 2], starts [0, 2, 3], ends [3, 3, 4], count 3
+    """
+    occupied = min(rows, group_sizes.shape[0])
+    bound = (rows + occupied * (tile - 1)) // tile
+    group_ends = jnp.cumsum(group_sizes)
+    tiles = -(-group_sizes // tile)
+    tile_ends = jnp.cumsum(tiles)
+    index = jnp.arange(bound, dtype=group_sizes.dtype)
+    groups = jnp.searchsorted(tile_ends, index, side="right", method="compare_all")
+    groups = jnp.minimum(groups, group_sizes.shape[0] - 1).astype(group_sizes.dtype)
+    ordinal = index - (tile_ends - tiles)[groups]
+    starts = (group_ends - group_sizes)[groups] + ordinal * tile
+    return groups, starts, group_ends[groups], tile_ends[-1]
+
+
+def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: bool) -> Array:
+    """x @ w.T (or x @ w) tile by tile.
+
+    A group's last tile runs into the next group's rows. Tiles are written in order, so the next group's own tiles then
+    overwrite what it left there; behind the last row there is room for one tile, which is cut off.
+    """
+    rows, tile_dim = x.shape[0], 1 if transpose else 2
+    groups, starts, _, count = _tile_table(group_sizes, rows, tile)
+    x = jnp.pad(x, ((0, tile - 1), (0, 0)))
+
+    def body(i: Array, out: Array) -> Array:
+        start = starts[i]
+        matrix = jax.lax.dynamic_index_in_dim(w, groups[i], 0, keepdims=False)
+        part = jax.lax.dynamic_slice_in_dim(x, start, tile)
+        part = part @ (matrix.T if transpose else matrix)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, start, 0)
+
+    out = jnp.zeros((rows + tile - 1, w.shape[tile_dim]), x.dtype)
+    return jax.lax.fori_loop(jnp.zeros_like(count), count, body, out)[:rows]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tiled(x: Array, w: Array, group_sizes: Array, tile: int) -> Array:
+    return _map_tiles(x, w, group_sizes, tile, transpose=True)
+
+
+def _tiled_forward(x: Array, w: Array, group_sizes: Array, tile: int) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _tiled(x, w, group_sizes, tile), (x, w, group_sizes)
+
+
+def _tiled_backward(tile: int, residuals: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array, None]:
+    """A loop of unknown length has no derivative of its own; automatic differentiation of one of known length would add
+    a whole [E, O, I] array at every tile."""
+    x, w, group_sizes = residuals
+    dx = _map_tiles(dy, w, group_sizes, tile, transpose=False)
+    groups, starts, ends, count = _tile_table(group_sizes, x.shape[0], tile)
+    padding = ((0, tile - 1), (0, 0))
+    padded_x, padded_dy = jnp.pad(x, padding), jnp.pad(dy, padding)
+
+    def body(i: Array, dw: Array) -> Array:
+        start = starts[i]
+        own = (start + jnp.arange(tile, dtype=start.dtype) < ends[i])[:, None]
+        part_x = jax.lax.dynamic_slice_in_dim(padded_x, start, tile)
+        part_dy = jax.lax.dynamic_slice_in_dim(padded_dy, start, tile)
+        part = jnp.where(own, part_dy, jnp.zeros((), dy.dtype)).T @ part_x
+        so_far = jax.lax.dynamic_index_in_dim(dw, groups[i], 0, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(dw, so_far + part, groups[i], 0)
+
+    dw = jax.lax.fori_loop(jnp.zeros_like(count), count, body, jnp.zeros_like(w))
+    return dx, dw, None
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
