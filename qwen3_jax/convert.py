@@ -1,0 +1,76 @@
+"""A checkpoint written anew in another dtype or with other shard sizes, tensor by tensor and without a device."""
+
+import functools
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3_jax.checkpoint import check_tied, parse_dtype
+from qwen3_jax.checkpoint_files import read_entries, resolve_checkpoint
+from qwen3_jax.config import ModelConfig, read_json_object
+from qwen3_jax.export import parse_size, staged, write_json
+from qwen3_jax.safetensors_io import PendingTensor, read_blocks, write_sharded
+from qwen3_jax.tensor_map import check_tensors, expected_shapes
+
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates")
+
+
+def convert(
+    source: str | Path, target: str | Path, dtype: Any = None, max_shard_size: int | str = "5GB"
+) -> dict[str, Any]:
+    """Writes the checkpoint `source` into the directory `target`, a few megabytes in memory at a time.
+
+    Tensor names and the spelling of config.json stay; a head that repeats a tied embedding is left out; the tokenizer's
+    files and generation_config.json are copied byte for byte.
+
+    Args:
+      dtype: "bfloat16", "float32" or "float16"; None keeps each tensor's.
+      max_shard_size: bytes, or such as "5GB".
+
+    Returns:
+      What was written: path, dtype, files, tensors, bytes.
+
+    Raises:
+      FileNotFoundError, ValueError: as in `from_pretrained`; or the target is the source, or a file.
+    """
+    wanted = None if dtype is None else parse_dtype(dtype)
+    limit = parse_size(max_shard_size)
+    directory, target = resolve_checkpoint(source), Path(target).expanduser()
+    if target.resolve() == directory.resolve():
+        raise ValueError(f"a checkpoint must be converted into another directory, got {target} for both: name another")
+    hf = read_json_object(directory / "config.json")
+    config = ModelConfig.from_hf(hf)
+    entries = read_entries(directory)
+    if check_tensors(config, entries, directory):
+        check_tied(entries)
+    tensors = []
+    for name, shape in expected_shapes(config).items():
+        kind = wanted or entries[name].dtype
+        blocks = functools.partial(read_blocks, entries[name], kind)
+        tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
+    with staged(target) as stage:
+        files = write_sharded(stage, tensors, limit)
+        _copy_companions(directory, stage, _with_dtype(hf, tensors[0].dtype.name))
+    return {
+        "path": str(target),
+        "dtype": tensors[0].dtype.name,
+        "files": files,
+        "tensors": len(tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+    }
+
+
+def _with_dtype(hf: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json with its dtype changed, under the key that it uses."""
+    return {**hf, "dtype" if "dtype" in hf and "torch_dtype" not in hf else "torch_dtype": dtype}
+
+
+def _copy_companions(directory: Path, stage: Path, config: Mapping[str, Any]) -> None:
+    for pattern in _COMPANIONS:
+        for path in directory.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, stage / path.name)
+            elif not path.name.endswith(".index.json") and not (stage / path.name).exists():
+                shutil.copyfile(path, stage / path.name)
+    write_json(stage / "config.json", config)

@@ -1,0 +1,231 @@
+"""Parameters to a directory that `transformers` and every tool that reads Hugging Face's Qwen3 load."""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params, layout_of
+from qwen3_jax.safetensors_io import DTYPES, INDEX, PendingTensor, write_sharded
+from qwen3_jax.tensor_map import Leaf, leaves
+
+_WEIGHTS = re.compile(rf"model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}")
+_TOKENIZER = re.compile(
+    r"tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|special_tokens_map\.json|added_tokens\.json|"
+    r"vocab\.json|merges\.txt|additional_chat_templates|.*\.model"
+)
+
+
+@runtime_checkable
+class SavesItself(Protocol):
+    """What `save_pretrained` asks of a tokenizer."""
+
+    def save(self, directory: Path) -> None: ...
+
+
+def save_pretrained(
+    directory: str | Path,
+    model: Qwen3,
+    params: Params,
+    tokenizer: SavesItself | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes config.json, safetensors, generation_config.json and the tokenizer's files.
+
+    Files are written into a temporary directory beside the target and moved when all are complete: a failure leaves
+    what was there. One layer of one parameter at a time is copied to the host, whichever layout `params` is in.
+
+    Args:
+      tokenizer: writes its own files when given.
+      max_shard_size: bytes, or such as "5GB" and "200MB"; more becomes several files and an index.
+
+    Raises:
+      ValueError: parameters that are not this model's, or a size that can not be read.
+    """
+    limit = parse_size(max_shard_size)
+    tensors = _pending(model.config, params)
+    config = config_json(model.config, tensors[0].dtype, model.generation)
+    with staged(Path(directory)) as stage:
+        write_sharded(stage, tensors, limit)
+        write_json(stage / "config.json", config)
+        if _has_sampling(model.generation):
+            write_json(stage / "generation_config.json", model.generation.to_hf())
+        if tokenizer is not None:
+            tokenizer.save(stage)
+
+
+def config_json(config: ModelConfig, dtype: np.dtype, generation: GenerationDefaults) -> dict[str, Any]:
+    """The published spelling, with the token ids that Hugging Face keeps there too."""
+    out = config.to_hf() | {"torch_dtype": dtype.name}
+    ends = generation.eos_token_ids
+    if ends:
+        # One id as in the published files where generation_config.json has the whole list.
+        out["eos_token_id"] = ends[0] if len(ends) == 1 or _has_sampling(generation) else list(ends)
+    for name in ("bos_token_id", "pad_token_id"):
+        if getattr(generation, name) is not None:
+            out[name] = getattr(generation, name)
+    return dict(sorted(out.items()))
+
+
+def _has_sampling(generation: GenerationDefaults) -> bool:
+    return any(getattr(generation, name) is not None for name in ("temperature", "top_p", "top_k", "min_p"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def parse_size(size: int | str) -> int:
+    """In: "5GB". Out: 5_000_000_000.
+
+    Raises:
+      ValueError: not a positive size.
+    """
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", str(size).strip().upper())
+    value = int(float(match[1]) * units[match[2] or ""]) if match else 0
+    if value <= 0:
+        raise ValueError(f"max_shard_size must be a number of bytes or such as '5GB', got {size!r}: correct it")
+    return value
+
+
+def _pending(config: ModelConfig, params: Params) -> list[PendingTensor]:
+    """Every tensor of the checkpoint, in the order of the layers; fetched from its parameter when it is written."""
+    _check_params(config, params)
+    tensors: dict[str, PendingTensor] = {}
+    for leaf in leaves(config, layout_of(params)):
+        array = _get(params, leaf.path)
+        fetch = _HostCopy(leaf, array)
+        for index, name in leaf.tensors.items():
+            tensors[name] = PendingTensor(
+                name=name,
+                dtype=np.dtype(array.dtype),
+                shape=leaf.tensor_shape,
+                blocks=functools.partial(fetch.blocks, index),
+            )
+    order = [name for leaf in leaves(config, "unrolled") for name in leaf.tensors.values()]
+    return [tensors[name] for name in order]
+
+
+class _HostCopy:
+    """Copies one parameter to the host, a layer at a time; a layer's experts, which follow each other, share the copy.
+
+    On one CPU device nothing is copied. Elsewhere a new array is made on the device first: jax keeps the host's copy of
+    an array as long as the array lives, and the parameters outlive this.
+    """
+
+    def __init__(self, leaf: Leaf, array: Array):
+        self.leaf, self.array = leaf, array
+        self.experts = leaf.shape[leaf.axes.index("expert")] if "expert" in leaf.axes else 0
+        self.layer: np.ndarray | None = None
+
+    def blocks(self, index: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """The tensor at `index` of the parameter (see `Leaf.tensors`), in one block."""
+        if _on_host(self.array):
+            yield np.asarray(self.array)[index]
+            return
+        layer, inner = (index[0], index[1:]) if self.leaf.stacked else (None, index)
+        if self.layer is None:
+            self.layer = np.asarray(self.array.copy() if layer is None else self.array[layer])
+        yield self.layer[inner]
+        if not self.experts or inner[0] == self.experts - 1:
+            self.layer = None
+
+
+def _on_host(array: Array) -> bool:
+    return isinstance(array, np.ndarray) or (
+        len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu"
+    )
+
+
+def _check_params(config: ModelConfig, params: Params) -> None:
+    expected = {leaf.path: leaf.shape for leaf in leaves(config, layout_of(params))}
+    flat, _ = jax.tree_util.tree_flatten_with_path(dict(params))
+    given = {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
+    problems = [
+        f"{'.'.join(path)}: missing, expected {list(shape)}" for path, shape in expected.items() if path not in given
+    ]
+    for path, leaf in given.items():
+        if path not in expected:
+            problems.append(f"{'.'.join(path)}: expected none, got {list(leaf.shape)}")
+        elif leaf.shape != expected[path]:
+            problems.append(f"{'.'.join(path)}: expected {list(expected[path])}, got {list(leaf.shape)}")
+        elif np.dtype(leaf.dtype) not in DTYPES.values():
+            problems.append(f"{'.'.join(path)}: {leaf.dtype} can not be stored")
+    if problems:
+        raise ValueError(
+            f"params must be those of the model, got {len(problems)} that differ: {'; '.join(problems[:5])}: pass the "
+            "tree that init or from_pretrained returned"
+        )
+
+
+def _get(params: Params, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
+
+
+@contextlib.contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """A directory to write a checkpoint into; its files replace the target's when the block ends without an error.
+
+    Weights (and, when new ones come, tokenizer files) of the old checkpoint are removed, other files stay. When moving
+    fails half-way, the old files are put back.
+
+    Raises:
+      ValueError: the target is a file.
+    """
+    directory = directory.expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"a checkpoint is saved into a directory, got the file {directory}: choose another path")
+    parent = directory.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=parent))
+    try:
+        new = stage / "new"
+        new.mkdir()
+        yield new
+        if directory.is_dir():
+            _replace(directory, new, stage / "old")
+        else:
+            os.rename(new, directory)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(directory: Path, new: Path, old: Path) -> None:
+    old.mkdir()
+    names = sorted(path.name for path in new.iterdir())
+    # A part of the old checkpoint that the new one has too goes whole: no stale shard, no stale template.
+    replaced = [part for part in (_WEIGHTS, _TOKENIZER) if any(map(part.fullmatch, names))]
+    outgoing = [
+        path.name
+        for path in directory.iterdir()
+        if path.name in names or any(part.fullmatch(path.name) for part in replaced)
+    ]
+    placed: list[str] = []
+    try:
+        for name in outgoing:
+            os.replace(directory / name, old / name)
+        for name in names:
+            os.replace(new / name, directory / name)
+            placed.append(name)
+    except BaseException:
+        for name in placed:
+            os.replace(directory / name, new / name)
+        for path in old.iterdir():
+            os.replace(path, directory / path.name)
+        raise
