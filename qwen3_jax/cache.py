@@ -4,6 +4,7 @@ Rows are padded on the left, so that every row writes its next token into the sa
 `dynamic_update_slice` at a scalar index, which XLA does in place on a donated buffer. What a row may see is `filled`.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -41,7 +42,7 @@ def init_cache(config: ModelConfig, batch: int, capacity: int, layout: Layout, d
     """An empty cache of `capacity` slots for `batch` rows."""
     slots = (batch, config.num_key_value_heads, capacity, config.head_dim)
     if layout == "unrolled":
-        shapes = [slots] * config.num_hidden_layers
+        shapes: list[tuple[int, ...]] = [slots] * config.num_hidden_layers
     else:
         shapes = [(length, *slots) for _, length in config.segments]
     return KVCache(
@@ -60,7 +61,8 @@ def grow_cache(cache: KVCache, capacity: int) -> KVCache:
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, extra), (0, 0)])
 
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         keys=tuple(map(pad, cache.keys)),
         values=tuple(map(pad, cache.values)),
         filled=jnp.pad(cache.filled, [(0, 0), (0, extra)]),
@@ -70,7 +72,7 @@ def grow_cache(cache: KVCache, capacity: int) -> KVCache:
 def mark_filled(cache: KVCache, real: Bool[Array, "B T"]) -> KVCache:
     """Marks the next T slots as filled where `real`; the layers write them, the caller advances `length`."""
     zero = jnp.zeros((), jnp.int32)
-    return cache.replace(filled=jax.lax.dynamic_update_slice(cache.filled, real, (zero, cache.length)))
+    return dataclasses.replace(cache, filled=jax.lax.dynamic_update_slice(cache.filled, real, (zero, cache.length)))
 
 
 def write_layer(
@@ -78,7 +80,7 @@ def write_layer(
 ) -> Float[Array, "B K S H"]:
     """Writes T tokens from `slot` on."""
     zero = jnp.zeros((), jnp.int32)
-    return jax.lax.dynamic_update_slice(buffer, new.swapaxes(1, 2).astype(buffer.dtype), (zero, zero, slot, zero))
+    return _write(buffer, new.swapaxes(1, 2), (zero, zero, slot, zero))
 
 
 def write_stacked(
@@ -87,5 +89,18 @@ def write_stacked(
     """Writes T tokens of one layer into the stacked buffer, which stays the carry of the layer scan: as scanned input
     and output it would be copied whole at every step."""
     zero = jnp.zeros((), jnp.int32)
-    update = new.swapaxes(1, 2)[None].astype(buffer.dtype)
-    return jax.lax.dynamic_update_slice(buffer, update, (layer, zero, zero, slot, zero))
+    return _write(buffer, new.swapaxes(1, 2)[None], (layer, zero, zero, slot, zero))
+
+
+def _write(buffer: Array, update: Array, start: tuple[Array, ...]) -> Array:
+    """`dynamic_update_slice`, in place on every backend.
+
+    XLA:CPU has no bfloat16 form of it and would take the whole buffer to float32 and back. As integers the bits just
+    move.
+    """
+    update = update.astype(buffer.dtype)
+    if buffer.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return jax.lax.dynamic_update_slice(buffer, update, start)
+    bits = jax.lax.bitcast_convert_type(buffer, jnp.uint16)
+    bits = jax.lax.dynamic_update_slice(bits, jax.lax.bitcast_convert_type(update, jnp.uint16), start)
+    return jax.lax.bitcast_convert_type(bits, buffer.dtype)

@@ -45,10 +45,34 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention: query head n reads key-value head n // (N/K). Softmax in float32."""
     batch, length, num_heads, head_dim = q.shape
-    grouped = q.reshape(batch, length, k.shape[1], num_heads // k.shape[1], head_dim)
+    heads = k.shape[1]
     with jax.named_scope("attention"):
-        scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores * jnp.float32(head_dim**-0.5), jnp.float32(_MASKED))
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = jnp.einsum("bkgts,bksh->btkgh", weights, v)
-    return out.reshape(q.shape)
+        # [B, K, G, T, H]: a key-value head's queries as one matrix, [G*T, H], so that both products are plain batched
+        # matrix products. XLA:CPU fails on bfloat16 products that it would have to transpose.
+        q = q.reshape(batch, length, heads, num_heads // heads, head_dim).transpose(0, 2, 3, 1, 4)
+        if batch == length == 1 and jax.default_backend() == "cpu":
+            out = _attend_one_token(q[0, :, :, 0], k[0], v[0], mask[0, 0])
+        else:
+            rows = q.reshape(batch, heads, -1, head_dim)
+            scores = _batched(rows, k, 3).reshape(*q.shape[:-1], -1) * jnp.float32(head_dim**-0.5)
+            weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.float32(_MASKED)), axis=-1)
+            out = _batched(weights.astype(v.dtype).reshape(*rows.shape[:-1], -1), v, 2)
+        out = out.reshape(q.shape).transpose(0, 3, 1, 2, 4).astype(v.dtype)
+    return out.reshape(batch, length, num_heads, head_dim)
+
+
+def _batched(x: Float[Array, "B K M I"], y: Float[Array, "B K J L"], axis: int) -> Float[Array, "B K M O"]:
+    """Product of each matrix of `x` with that of `y` over the given axis of `y`, in float32."""
+    return jax.lax.dot_general(x, y, (((3,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+
+
+def _attend_one_token(
+    q: Float[Array, "K G H"], k: Float[Array, "K S H"], v: Float[Array, "K S H"], mask: Bool[Array, " S"]
+) -> Float[Array, "K G H"]:
+    """Attention of a single query without `dot_general`: XLA:CPU copies the whole cache for a product with it when the
+    batch is 1, while a sum reads it in place."""
+    head_dim = q.shape[-1]
+    q, k, v = q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32)
+    scores = jnp.sum(q[:, :, None, :] * k[:, None], axis=-1) * jnp.float32(head_dim**-0.5)
+    weights = jax.nn.softmax(jnp.where(mask[None, None], scores, jnp.float32(_MASKED)), axis=-1)
+    return jnp.sum(weights[..., None] * v[:, None], axis=2)

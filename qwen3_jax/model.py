@@ -1,10 +1,11 @@
 """Qwen3, dense and mixture-of-experts, as one thin linen module over pure functions.
 
-`Qwen3.apply` has no hidden state. The layers are scanned over stacked parameters, one scan a run of identical layers, so
-that compile time does not grow with depth; parameters in the unrolled layout run as a plain loop, which decodes faster
-on CPU. `apply` tells the two apart by the parameters it is given.
+`Qwen3.apply` has no hidden state. The layers are scanned over stacked parameters, one scan a run of identical layers,
+so that compile time does not grow with depth; parameters in the unrolled layout run as a plain loop, which decodes
+faster on CPU. `apply` tells the two apart by the parameters it is given.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -61,11 +62,14 @@ def declare(module: nn.Module, specs: dict[str, ParamSpec], config: ModelConfig,
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP (or experts), each with a residual; carries the cache of all layers through."""
+    """Pre-norm attention and MLP (or experts), each with a residual.
+
+    The cache is part of the carry: this layer's own arrays, or, under `scan`, those of the whole run of layers, of
+    which `index` is this layer's (None without a scan).
+    """
 
     config: ModelConfig
     sparse: bool
-    stacked: bool
     moe_backend: str = "auto"
     param_dtype: Any = jnp.float32
 
@@ -79,9 +83,9 @@ class DecoderLayer(nn.Module):
 
         normed = rms_norm(x, params["input_layernorm"], eps)
         q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin))
-        if ctx.slot is None:
+        if ctx.slot is None or keys is None or values is None:
             layer_keys, layer_values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        elif self.stacked:
+        elif index is not None:
             keys, values = write_stacked(keys, k, index, ctx.slot), write_stacked(values, v, index, ctx.slot)
             layer_keys = jax.lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
             layer_values = jax.lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
@@ -181,7 +185,8 @@ class Qwen3(nn.Module):
             return x, None, router_logits
         assert len(cache.keys) == size, "the cache was made for the other parameter layout"
         x, keys, values, router_logits = run(x, cache.keys, cache.values, ctx)
-        cache = cache.replace(keys=keys, values=values, length=cache.length + ctx.mask.shape[1])
+        length = cache.length + ctx.mask.shape[1]
+        cache = dataclasses.replace(cache, keys=keys, values=values, length=length)
         return x, cache, router_logits
 
     def _unrolled(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
@@ -189,7 +194,7 @@ class Qwen3(nn.Module):
         new_keys, new_values, router_logits = [], [], []
         for i in range(self.config.num_hidden_layers):
             layer = layer_class(
-                self.config, self.config.is_sparse(i), False, self.moe_backend, self.param_dtype, name=f"layers_{i}"
+                self.config, self.config.is_sparse(i), self.moe_backend, self.param_dtype, name=f"layers_{i}"
             )
             (x, layer_keys, layer_values), logits = layer((x, keys[i], values[i]), None, ctx)
             new_keys.append(layer_keys)
@@ -208,7 +213,7 @@ class Qwen3(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=length,
-            )(self.config, sparse, True, self.moe_backend, self.param_dtype, name=f"segments_{i}")
+            )(self.config, sparse, self.moe_backend, self.param_dtype, name=f"segments_{i}")
             carry = (x, keys[i], values[i])
             (x, segment_keys, segment_values), logits = scanned(carry, jnp.arange(length, dtype=jnp.int32), ctx)
             new_keys.append(segment_keys)
