@@ -9,6 +9,8 @@ and never passes through here. `<think>` may be sampled, or stand open in the pr
 A block that is opened again after its budget is used up is closed at once, so the budget bounds the whole answer.
 """
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -123,7 +125,8 @@ def advance(
     part = jnp.where(closing, jnp.where(before_tag, IN_THINKING, TAG), part)
     part = jnp.where((is_open & answering) | (is_close & (thinking | closing)), TAG, part)
     part = jnp.where(is_end, END, jnp.where(done, NOTHING, part)).astype(jnp.int32)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         phase=phase,
         thinking_tokens=thinking_tokens,
         exhausted=state.exhausted | over_budget,

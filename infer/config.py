@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from qwen3_jax.generation_defaults import GenerationDefaults
 
@@ -45,7 +46,9 @@ class GenerationConfig:
     seed: int = 0
     stop: str | Sequence[str] = ()  # end the answer before any of these strings; they are looked for in the content
     enable_thinking: bool | None = None  # None: True, the template's default
-    thinking_budget: int | None = None  # most tokens sampled inside the think block; None is unlimited, 0 is no thinking
+    thinking_budget: int | None = (
+        None  # most tokens sampled inside the think block; None is unlimited, 0 is no thinking
+    )
     stop_thinking_text: str = "documentation"  # "documentation", "paper", or the text itself
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is None and name != "seed":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least or value >= 2**32:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2 ** (32 if name == "seed" else 31):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: {note}")
         if self.enable_thinking not in (None, True, False):
             raise ValueError(f"enable_thinking must be True or False, got {self.enable_thinking!r}: choose one")
@@ -98,7 +101,7 @@ class GenerationConfig:
 
     def resolve(self, defaults: GenerationDefaults) -> "GenerationConfig":
         """Fills the sampling fields left None, from the checkpoint, else from the mode's recommended values."""
-        filled = {
+        filled: dict[str, Any] = {
             name: next(v for v in (getattr(self, name), getattr(defaults, name), recommended) if v is not None)
             for name, recommended in _RECOMMENDED[self.thinks].items()
         }

@@ -5,6 +5,7 @@ the budget) is an array of the state, so one batch mixes modes and nothing recom
 """
 
 import collections
+import dataclasses
 from functools import partial
 
 import flax.struct
@@ -87,7 +88,7 @@ def decode(
 
     def step(state: DecodeState) -> tuple[DecodeState, Array, Array]:
         out = model.apply({"params": params}, state.token[:, None], cache=state.cache, logits_to_keep=1)
-        return _choose(state.replace(cache=out.cache), out.logits[:, 0], valid_vocab)
+        return _choose(dataclasses.replace(state, cache=out.cache), out.logits[:, 0], valid_vocab)
 
     if num_steps == 1:
         state, token, part = step(state)
@@ -111,7 +112,8 @@ def decode(
 def finish_rows(state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
     """Ends rows from outside: a stop string was found in their text."""
     phase = jnp.where(rows, DONE, state.automaton.phase)
-    return state.replace(automaton=state.automaton.replace(phase=phase, hit_end=state.automaton.hit_end | rows))
+    automaton = dataclasses.replace(state.automaton, phase=phase, hit_end=state.automaton.hit_end | rows)
+    return dataclasses.replace(state, automaton=automaton)
 
 
 def _choose(
@@ -123,4 +125,4 @@ def _choose(
     automaton, token, part = advance(state.automaton, sampled, state.tokens)
     rows = jnp.arange(token.shape[0])
     seen = state.seen.at[rows, token].max(~was_done)
-    return state.replace(automaton=automaton, token=token, seen=seen), token, part
+    return dataclasses.replace(state, automaton=automaton, token=token, seen=seen), token, part

@@ -1,5 +1,6 @@
 """`generate` and `stream`: from inputs to answers, on whatever device JAX has."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Itera
     logits, cache = _prefill_rows(model, params, rows, bucket, _pad_id(model, tok))
     state = _start(model, tok, rows, cache)
     state, tokens, parts = first_token(state, logits, valid_vocab)
-    texts = [RowText(tok, row.config.stop, chat=row.chat) for row in rows]
+    texts = [RowText(tok, tuple(row.config.stop), chat=row.chat) for row in rows]
     open_rows = set(range(len(rows)))
     used = bucket
     on_cpu = next(iter(state.token.devices())).platform == "cpu"
@@ -93,7 +94,8 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Itera
             state = finish_rows(state, jnp.asarray(stopped))
         needed = used + calls * steps
         if needed > state.cache.capacity:
-            state = state.replace(cache=grow_cache(state.cache, round_up(2 * state.cache.capacity, _CACHE_QUANTUM)))
+            grown = grow_cache(state.cache, round_up(2 * state.cache.capacity, _CACHE_QUANTUM))
+            state = dataclasses.replace(state, cache=grown)
         made = []
         for _ in range(calls):  # dispatched without waiting for one another
             state, tokens, parts = decode(model, params, state, valid_vocab, steps)
@@ -126,9 +128,7 @@ def _emit(
         yield Piece(index=index, thinking=thinking + more_thinking, content=content + more_content, result=result)
 
 
-def _prefill_rows(
-    model: Qwen3, params: Params, rows: list[Row], bucket: int, pad: int
-) -> tuple[Array, KVCache]:
+def _prefill_rows(model: Qwen3, params: Params, rows: list[Row], bucket: int, pad: int) -> tuple[Array, KVCache]:
     """Feeds all prompts, padded on the left to `bucket`; long ones in chunks, so that few shapes are compiled."""
     tokens = np.full((len(rows), bucket), pad, np.int32)
     real = np.zeros((len(rows), bucket), bool)
@@ -191,7 +191,9 @@ def end_tokens(model: Qwen3, tok: Tokenizer) -> tuple[int, ...]:
         known = (tok.eos_token_id, tok.token_to_id("<|im_end|>"), tok.token_to_id("<|endoftext|>"))
         ends = tuple(dict.fromkeys(token for token in known if token is not None))
     if not ends:
-        warnings.warn("no end token: the checkpoint and its tokenizer name none, answers run to their length", stacklevel=2)
+        warnings.warn(
+            "no end token: the checkpoint and its tokenizer name none, answers run to their length", stacklevel=2
+        )
         ends = (-1,)
     return ends
 

@@ -108,14 +108,14 @@ def _prepare_row(
         max_new = min(DEFAULT_MAX_NEW_TOKENS + extra, room)
     elif max_new > room:
         raise ValueError(
-            f"{where}prompt and max_new_tokens must fit the context of {context} tokens, got {len(tokens)} + {max_new}: "
+            f"{where}prompt and max_new_tokens must fit the context of {context}, got {len(tokens)} + {max_new} tokens: "
             f"set max_new_tokens to at most {room}"
         )
     needs_closing = budget != UNLIMITED and (open_block or config.thinks) and tok.end_think_id is not None
     if needs_closing and budget + len(closing) + 1 > max_new:
         raise ValueError(
-            f"{where}max_new_tokens must leave room for an answer after the thinking budget, got {max_new} for a budget "
-            f"of {budget} and a stop-thinking text of {len(closing)} tokens: set max_new_tokens to at least "
+            f"{where}max_new_tokens must leave room for an answer after the thinking budget, got {max_new} for a "
+            f"budget of {budget} and a stop-thinking text of {len(closing)} tokens: set max_new_tokens to at least "
             f"{budget + len(closing) + 1}"
         )
     return Row(

@@ -98,7 +98,9 @@ def test_random_rows_equal_the_reference():
     rng = np.random.default_rng(3)
     rows = 300
     # Tags and ends are common, so that every order of events happens.
-    streams = rng.choice([1, 2, 3, 5, 6, 7, 8, 9], (rows, 60), p=[0.1, 0.1, 0.04, 0.16, 0.15, 0.15, 0.15, 0.15]).tolist()
+    streams = rng.choice(
+        [1, 2, 3, 5, 6, 7, 8, 9], (rows, 60), p=[0.1, 0.1, 0.04, 0.16, 0.15, 0.15, 0.15, 0.15]
+    ).tolist()
     open_block = rng.random(rows) < 0.4
     budget = np.where(rng.random(rows) < 0.2, UNLIMITED, rng.integers(0, 12, rows))
     max_new = rng.integers(1, 50, rows)

@@ -137,7 +137,10 @@ def test_one_batch_mixes_modes_and_budgets(dense):
 def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(dense):
     sampled = GenerationConfig(temperature=1.0, top_k=0, top_p=0.9, seed=5, max_new_tokens=30, presence_penalty=0.5)
     others = [GREEDY, GenerationConfig(temperature=2.0, top_k=0, max_new_tokens=9, thinking_budget=0)]
-    rows = [generate(*dense, ["What is", other], [sampled, config])[0] for other, config in zip(["hi", "3 plus 4"], others, strict=True)]
+    rows = [
+        generate(*dense, ["What is", other], [sampled, config])[0]
+        for other, config in zip(["hi", "3 plus 4"], others, strict=True)
+    ]
     assert rows[0] == rows[1]
 
 

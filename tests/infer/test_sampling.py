@@ -40,7 +40,7 @@ draw = jax.jit(sample, static_argnames="valid_vocab")
 
 
 def vectors(count: int, vocab: int, seed: int) -> np.ndarray:
-    """Logits of every kind in turn: smooth, peaked, flat, full of ties (0.0 and -0.0 among them), bfloat16, constant, masked."""
+    """Logits of every kind in turn: smooth, full of ties (0.0 and -0.0 among them), bfloat16, constant, masked."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(count, vocab)) * rng.choice([0.3, 1.0, 3.0, 8.0], size=(count, 1))
     kind = np.arange(count) % 8
@@ -155,27 +155,105 @@ def test_best_logits_are_ordered_by_value_and_then_by_token(vocab: int, size: in
 MIXED = [
     THINKING,
     {"temperature": 1.0},
-    {"temperature": 0.0},
     {"temperature": 1.2, "top_p": 0.9},
     {"temperature": 1.0, "min_p": 0.02},
     {"temperature": 0.9, "top_k": 300, "top_p": 0.97},
     {"temperature": 2.0, "top_k": 64, "min_p": 0.05},
+    ANSWERING | {"temperature": 0.0},
     ANSWERING,
 ]
+VOCAB = 700  # with SMALL_TIERS every way through the tiers is taken
+SMALL_TIERS = (8, 40)
 
 
-@pytest.mark.parametrize("tiers", [(80, 4096), (8, 40), ()], ids=str)
-@pytest.mark.parametrize("row", [r for r in MIXED if r["temperature"]], ids=str)
-def test_frequencies_are_the_probabilities(row: dict, tiers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "TIERS", tiers)
-    vocab, batch, rounds = 1500, 1024, 12
-    one = np.sort(np.random.default_rng(5).normal(size=(1, vocab)).astype(np.float32) * 2)
-    logits = jnp.broadcast_to(jnp.asarray(np.random.default_rng(6).permutation(one[0]))[None], (batch, vocab))
-    run = jax.jit(lambda keys: sample(logits, none_seen(logits), repeated(row, batch), keys, vocab))
-    counts = sum(np.bincount(run(keys_of(batch, seed)), minlength=vocab) for seed in range(rounds))
-    expected = np.asarray(jax.nn.softmax(process_logits(logits[:1], none_seen(logits[:1]), repeated(row, 1)), -1))[0]
-    assert not counts[expected == 0].any()
-    expected = expected.astype(np.float64) / expected.sum(dtype=np.float64) * batch * rounds
-    rare = expected < 8  # one bin together
-    bins = [np.append(x[~rare], x[rare].sum()) for x in (counts, expected)]
-    assert stats.chisquare(bins[0][bins[1] > 0], bins[1][bins[1] > 0]).pvalue > 1e-3
+def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    each, rounds = 160, 16
+    logits = jnp.asarray(np.random.default_rng(5).normal(size=(1, VOCAB)).astype(np.float32)) * 2
+    logits = jnp.broadcast_to(logits, (each * len(MIXED), VOCAB))
+    params = rows_of(*[row for row in MIXED for _ in range(each)])
+    tokens = []
+    for tiers in (SMALL_TIERS, ()):
+        monkeypatch.setattr(sampling, "TIERS", tiers)
+        run = jax.jit(lambda keys: sample(logits, none_seen(logits), params, keys, VOCAB))
+        tokens.append(np.stack([run(keys_of(len(logits), seed)) for seed in range(rounds)]))
+    assert np.array_equal(*tokens)
+
+    kept = process_logits(logits[::each], none_seen(logits[::each]), jax.tree.map(lambda x: x[::each], params))
+    probabilities = np.asarray(jax.nn.softmax(kept, -1), np.float64)
+    for i, row in enumerate(MIXED):
+        counts = np.bincount(tokens[0][:, i * each : (i + 1) * each].ravel(), minlength=VOCAB)
+        expected = probabilities[i] / probabilities[i].sum() * each * rounds
+        assert not counts[expected == 0].any(), row
+        rare = expected < 8  # one bin together
+        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+        assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3, row
+
+
+def test_a_row_depends_on_neither_neighbours_nor_batch_size() -> None:
+    """Not a bit of it: each of eight different rows alone, in any order, and beside rows that need the whole vocabulary."""
+    vocab, rounds = 1500, 12
+    logits = jnp.asarray(vectors(8, vocab, 7)) + 0.0
+    seen = jnp.asarray(np.random.default_rng(8).random((8, vocab)) < 0.1)
+    params = rows_of(*MIXED)
+    shuffled = np.random.default_rng(9).permutation(8)
+    hard = repeated({"temperature": 3.0, "top_k": 1000}, 8)
+    for seed in range(rounds):
+        keys = keys_of(8, seed)
+        together = np.asarray(draw(logits, seen, params, keys, valid_vocab=vocab))
+        order = jax.tree.map(lambda x: x[shuffled], (logits, seen, params, keys))
+        assert np.array_equal(draw(*order, valid_vocab=vocab), together[shuffled])
+        i = seed % 8
+        alone = jax.tree.map(lambda x: x[i : i + 1], (logits, seen, params, keys))  # noqa: B023
+        assert draw(*alone, valid_vocab=vocab).item() == together[i]
+        beside = jax.tree.map(lambda x, y: y.at[i].set(x[i]), params, hard)  # noqa: B023
+        assert draw(logits, seen, beside, keys, valid_vocab=vocab)[i] == together[i]
+
+
+def test_an_answered_row_never_reaches_a_later_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab, batch = 1500, 8
+
+    def spoiled(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        values, tokens = best_logits(x, size)
+        return values, jnp.full_like(tokens, vocab - 1) if size == vocab else tokens
+
+    monkeypatch.setattr(sampling, "best_logits", spoiled)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(batch, vocab)).astype(np.float32))
+    logits = logits.at[:, vocab - 1].set(-9.0)
+    answered = [THINKING, ANSWERING, {"top_k": 64}, {"temperature": 0.0}, {"temperature": 0.2, "top_p": 0.9}]
+    whole = [{"temperature": 3.0, "top_p": 0.9}, {"top_k": 500}, {"temperature": 4.0, "min_p": 0.1}]
+    token = jax.jit(sample, static_argnums=4)(logits, none_seen(logits), rows_of(*answered, *whole), keys_of(8), vocab)
+    assert (token == vocab - 1).tolist() == [False] * len(answered) + [True] * len(whole)
+
+
+def test_padding_and_minus_infinity_are_never_drawn() -> None:
+    vocab, valid, batch = 1500, 1400, 8
+    logits = jnp.zeros((batch, vocab)).at[:, valid:].set(50.0).at[:, 1:valid:2].set(-jnp.inf)
+    params = rows_of(*MIXED[:6], {"temperature": 0.0, "presence_penalty": -3.0}, {"temperature": 3.0, "top_k": vocab})
+    for seed in range(8):
+        token = np.asarray(draw(logits, ~none_seen(logits), params, keys_of(batch, seed), valid_vocab=valid))
+        assert (token < valid).all()
+        assert not (token % 2).any()
+
+
+def test_one_trace_for_all_values() -> None:
+    traces = 0
+
+    @jax.jit
+    def run(*args: jax.Array) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return sample(*args, valid_vocab=300)
+
+    logits = jnp.asarray(vectors(8, 300, 0))
+    for i, row in enumerate(MIXED):
+        run(logits, none_seen(logits), repeated(row, 8), keys_of(8, i))
+    run(logits, ~none_seen(logits), rows_of(*MIXED), keys_of(8))
+    assert traces == 1
+
+
+def test_the_uniform_numbers_are_below_one_and_fine_near_zero() -> None:
+    u = np.asarray(sampling._uniform(keys_of(200_000)))
+    assert 0.0 <= u.min() < 2.0**-14
+    assert u.max() < 1.0
+    assert abs(u.mean() - 0.5) < 0.003
+    assert len(np.unique(u[u < 2.0**-9] * 2.0**24 % 1)) > 10  # more bits than float32's usual 23
