@@ -1,0 +1,70 @@
+"""The command line, `qwen3-jax COMMAND ...`: the top of the house, which nothing imports.
+
+Exit status: 0 on success, 2 with one line on stderr for a user's mistake, 1 with one line where the machine gave out
+(memory, a loss that is not finite), 130 after Ctrl-C.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from qwen3_jax.cli.arguments import UsageError, did_you_mean
+from qwen3_jax.cli.boundary import guarded
+
+__all__ = ["main"]
+
+# Each is a module of this package with `parser()` and `run(args)`; only the one that is asked for is imported.
+COMMANDS = {
+    "generate": "answer one prompt, thinking or not, under an exact budget",
+    "chat": "talk with a model, turn by turn",
+    "inspect": "say what a checkpoint is: architecture, sizes, tokenizer, and anything odd",
+    "convert": "write a checkpoint anew: another dtype, other shard sizes",
+    "train": "train a model from a configuration",
+    "demo": "both modes and the thinking budget on the embedded pocket model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(arguments), debug="--debug" in arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        raise UsageError(f"a command is needed, got none: choose one of {', '.join(COMMANDS)} (see qwen3-jax --help)")
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"qwen3-jax {importlib.metadata.version('qwen3-jax')}")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(
+            f"a command must be one of {', '.join(COMMANDS)}, got {name!r}: "
+            f"{did_you_mean(name, COMMANDS) or 'see qwen3-jax --help'}"
+        )
+    command = importlib.import_module(f"qwen3_jax.cli.{name}")
+    status: int = command.run(command.parser().parse(rest))
+    return status
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: qwen3-jax COMMAND ...",
+            "",
+            "Qwen3 in JAX: run, look into, convert and train checkpoints in Hugging Face form.",
+            "",
+            *lines,
+            "",
+            "qwen3-jax COMMAND --help lists what a command takes; with --debug it shows the traceback of an error.",
+            "Without --model, the embedded pocket model answers. qwen3-jax --version names the version.",
+            "",
+            "Compiled programs are kept in the user's cache directory, so that a second start is quick;",
+            "QWEN3_JAX_COMPILATION_CACHE_DIR moves them (or turns this off: off).",
+        ]
+    )

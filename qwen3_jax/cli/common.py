@@ -1,0 +1,117 @@
+"""Opening a model for the commands, reading the user's files, writing JSON."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qwen3_jax.checkpoint import from_pretrained, parse_dtype, read_generation
+from qwen3_jax.checkpoint_files import resolve_checkpoint
+from qwen3_jax.cli.arguments import UsageError
+from qwen3_jax.compile_cache import enable_compile_cache
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params
+from qwen3_jax.paths import pocket_path
+from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A checkpoint of which only the small files were read, so that mistakes show before its weights are loaded.
+
+    Attributes:
+      name: what the user called it.
+      directory: where it is.
+      dtype: what to load it as.
+      model: the module; its parameters come with `load`.
+      tok: its tokenizer.
+    """
+
+    name: str
+    directory: Path
+    dtype: Any
+    model: Qwen3
+    tok: Tokenizer
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """The checkpoint of `--model`, or the pocket model.
+
+    Raises:
+      FileNotFoundError, ValueError: no such checkpoint, another architecture, no tokenizer, a damaged file.
+    """
+    pocket = args.model is None
+    dtype = parse_dtype(args.dtype or ("float32" if pocket else "bfloat16"))
+    if args.model == "":
+        raise UsageError(
+            "--model must name a directory or a hub id, got an empty text: leave it out for the pocket model"
+        )
+    directory = pocket_path() if pocket else resolve_checkpoint(args.model)
+    model = Qwen3(ModelConfig.from_file(directory / "config.json"), generation=read_generation(directory))
+    tok = load_tokenizer(directory)
+    name = "the embedded pocket model" if pocket else args.model
+    return Opened(name=name, directory=directory, dtype=dtype, model=model, tok=tok)
+
+
+def load(opened: Opened) -> tuple[Qwen3, Params, float]:
+    """The model, its parameters on the devices, and the seconds that took; also turns the compile cache on."""
+    enable_compile_cache()
+    began = time.perf_counter()
+    with waiting(f"loading {opened.name}"):
+        model, params = from_pretrained(opened.directory, dtype=opened.dtype)
+    return model, params, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on a terminal's stderr, nothing elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(f"[dim]{what} ...[/dim]"):
+            yield
+    else:
+        yield
+
+
+def read_text(name: str, what: str) -> str:
+    """The text of a file, "-" for stdin.
+
+    Raises:
+      FileNotFoundError, UsageError: no such file, or its bytes are not UTF-8.
+    """
+    path = Path(name).expanduser()
+    try:
+        if name == "-":
+            return sys.stdin.read()
+        if path.is_dir():
+            raise UsageError(f"{what} must be a file, got the directory {name}: name the file in it")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} must be a file, got {name!r}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} must be UTF-8 text, {name} has other bytes at {error.start}: convert it") from None
+
+
+def read_json(name: str, what: str) -> Any:
+    """The JSON value in a file, "-" for stdin.
+
+    Raises:
+      FileNotFoundError, UsageError: no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(read_text(name, what))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{what} must be JSON, {name} is not ({error}): correct it") from None
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, on one line."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,42 @@
+"""`qwen3-jax convert`: a checkpoint written anew."""
+
+import argparse
+
+from qwen3_jax.cli.arguments import Parser
+
+_EPILOG = """\
+The result is again in Hugging Face form, tokenizer and template included; a few megabytes are in memory at a time.
+
+example:
+  qwen3-jax convert Qwen/Qwen3-0.6B ./qwen3-0.6b-f32 --dtype float32 --max-shard-size 500MB
+"""
+
+
+def parser() -> Parser:
+    """The arguments of this command."""
+    result = Parser("convert", "Writes a checkpoint in another dtype or with other shard sizes.", _EPILOG)
+    result.add_argument("source", metavar="SOURCE", help="a directory in Hugging Face form, or an id of the hub")
+    result.add_argument("target", metavar="TARGET", help="the directory to write")
+    result.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16 (each tensor's own)")
+    result.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="such as 500MB or 2GiB (5GB)")
+    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts and says what was written."""
+    from qwen3_jax.cli.common import print_json, waiting
+    from qwen3_jax.cli.inspect import size
+    from qwen3_jax.convert import convert
+
+    with waiting(f"converting {args.source}"):
+        done = convert(args.source, args.target, dtype=args.dtype, max_shard_size=args.max_shard_size)
+    if args.json:
+        print_json(done)
+    else:
+        files = done["files"] if isinstance(done["files"], int) else len(done["files"])
+        print(
+            f"{done['path']}: {done['tensors']} tensors, {size(done['bytes'])} in {done['dtype']}, "
+            f"{files} file{'s' if files != 1 else ''}"
+        )
+    return 0

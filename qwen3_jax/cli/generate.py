@@ -1,0 +1,112 @@
+"""`qwen3-jax generate`: one prompt, one answer."""
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+from qwen3_jax.cli.arguments import Parser, UsageError
+from qwen3_jax.cli.options import add_generation_options, add_model_options, generation_values
+
+_EPILOG = """\
+Text is written to stdout while it is made. In a pipe that is the answer alone (--show-thinking adds the thinking,
+between <think> and </think>); numbers and notes go to stderr. --json writes one object when the answer is complete:
+thinking, content, tool_calls, tokens (ids of everything after the prompt), thinking_tokens, budget_exhausted,
+finish_reason ("stop" or "length"), prompt_tokens, load_seconds, seconds (from prompt to last token, compiling
+included) and tokens_per_second.
+
+examples:
+  qwen3-jax generate --prompt "7+5*3-2 = ?"
+  qwen3-jax generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?" --thinking-budget 256
+  qwen3-jax generate --model ./Qwen3-4B --messages chat.json --tools tools.json --json
+"""
+
+
+def parser() -> Parser:
+    """The arguments of this command."""
+    result = Parser("generate", "Answers one prompt.", _EPILOG)
+    group = result.add_argument_group("prompt", "Exactly one of the first four.")
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument("--prompt", metavar="TEXT", help="one user message")
+    sources.add_argument("--prompt-file", metavar="FILE", help="a file with one user message, - for stdin")
+    sources.add_argument("--messages", metavar="FILE.json", help="a conversation: a list of {role, content, ...}")
+    sources.add_argument("--raw", metavar="TEXT", help="text to continue as it stands, without the chat template")
+    group.add_argument("--system", metavar="TEXT", help="a system message before --prompt or --prompt-file")
+    group.add_argument("--tools", metavar="FILE.json", help="functions that the model may call: a list of JSON schemas")
+    add_model_options(result)
+    add_generation_options(result)
+    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything that can be checked without the weights, then loads them and answers."""
+    _check_sources(args)
+    from infer import GenerationConfig, stream
+    from infer.prompts import prepare
+    from qwen3_jax.cli.answers import AnswerWriter
+    from qwen3_jax.cli.common import load, open_model, print_json
+
+    config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
+    prompt, tools = _read_input(args)
+    opened = open_model(args)
+    prepare(opened.model, opened.tok, [prompt], config, tools)
+    model, params, load_seconds = load(opened)
+
+    began = time.perf_counter()
+    writer = None if args.json else AnswerWriter(args.show_thinking)
+    result = None
+    for piece in stream(model, params, opened.tok, [prompt], config, tools):
+        if writer:
+            writer.push(piece.thinking, piece.content)
+        result = piece.result
+    assert result is not None
+    seconds = time.perf_counter() - began
+    if writer:
+        writer.close()
+        writer.footer(result, seconds)
+    else:
+        times = {"load_seconds": load_seconds, "seconds": seconds, "tokens_per_second": len(result.tokens) / seconds}
+        print_json(dataclasses.asdict(result) | {name: round(value, 3) for name, value in times.items()})
+    return 0
+
+
+def _check_sources(args: argparse.Namespace) -> None:
+    sources = {name: getattr(args, name) for name in ("prompt", "prompt_file", "messages", "raw")}
+    given = [name for name, value in sources.items() if value is not None]
+    if not given:
+        raise UsageError("a prompt is needed, got none: give --prompt, --prompt-file, --messages or --raw")
+    source = f"--{given[0].replace('_', '-')}"
+    if args.system is not None and given[0] not in ("prompt", "prompt_file"):
+        raise UsageError(f"--system must stand with --prompt or --prompt-file, got {source}: write it there")
+    if args.tools is not None and given[0] == "raw":
+        raise UsageError("--tools must stand with a chat prompt, got --raw: describe them in the raw text")
+    if args.json and args.show_thinking is not None:
+        raise UsageError(
+            "--json always holds the thinking, got --show-thinking or --no-show-thinking too: leave it out"
+        )
+
+
+def _read_input(args: argparse.Namespace) -> tuple[str | list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """The prompt in the form that `infer` takes, and the tools.
+
+    Raises:
+      FileNotFoundError, ValueError: a file that can not be read, malformed messages or tools, an empty prompt.
+    """
+    from qwen3_jax.cli.common import read_json, read_text
+    from qwen3_jax.messages import normalize_messages, normalize_tools
+
+    tools = None if args.tools is None else normalize_tools(read_json(args.tools, "--tools"))
+    if args.messages is not None:
+        return normalize_messages(read_json(args.messages, "--messages")), tools
+    if args.raw is not None:
+        if not args.raw:
+            raise UsageError("--raw must not be empty, got nothing: write the text to continue")
+        return args.raw, tools
+    text, source = args.prompt, "--prompt"
+    if args.prompt_file is not None:
+        text, source = read_text(args.prompt_file, "--prompt-file").rstrip("\n"), f"--prompt-file {args.prompt_file}"
+    if not text.strip():
+        raise UsageError(f"{source} must not be empty, got {text!r}: write something")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return normalize_messages([*system, {"role": "user", "content": text}]), tools

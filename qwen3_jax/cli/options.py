@@ -1,0 +1,67 @@
+"""What `generate` and `chat` have in common: which model, and how to answer."""
+
+import argparse
+import dataclasses
+
+from qwen3_jax.cli.arguments import Parser, number, whole_number
+
+
+def add_model_options(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="PATH_OR_HUB_ID",
+        help="a directory in Hugging Face form, or an id of the hub; without it, the embedded pocket model",
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="bfloat16, float32 or float16, of parameters and activations (bfloat16; float32 for the pocket model)",
+    )
+
+
+def add_generation_options(parser: Parser) -> None:
+    """One flag for each field of `infer.GenerationConfig`, named as the field is."""
+    mode = parser.add_argument_group("thinking")
+    switch = mode.add_mutually_exclusive_group()
+    switch.add_argument("--thinking", dest="enable_thinking", action="store_true", default=None, help="the default")
+    switch.add_argument(
+        "--no-thinking", dest="enable_thinking", action="store_false", default=None, help="the hard switch"
+    )
+    mode.add_argument(
+        "--thinking-budget", type=whole_number, metavar="N", help="most tokens to think; 0 for none (no limit)"
+    )
+    mode.add_argument(
+        "--stop-thinking-text",
+        metavar="TEXT",
+        help='what is written at the budget: "documentation" (the default), "paper", or a text of your own',
+    )
+    mode.add_argument(
+        "--show-thinking",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="print the thinking too: dimmed on a terminal (the default there), between <think> and </think> elsewhere",
+    )
+    group = parser.add_argument_group(
+        "sampling", "Without a flag: the checkpoint's generation_config.json, else what the model cards recommend."
+    )
+    group.add_argument(
+        "--max-new-tokens", type=whole_number, metavar="N", help="most tokens of thinking and answer (32768 + budget)"
+    )
+    group.add_argument("--temperature", type=number, metavar="X", help="0 is greedy (0.6 thinking, 0.7 not)")
+    group.add_argument("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
+    group.add_argument("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
+    group.add_argument("--min-p", type=number, metavar="X", help="0 to 1 (0)")
+    group.add_argument("--presence-penalty", type=number, metavar="X", help="-2 to 2 (0)")
+    group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times"
+    )
+
+
+def generation_values(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments of `GenerationConfig` that were given."""
+    from infer import GenerationConfig
+
+    names = [field.name for field in dataclasses.fields(GenerationConfig)]
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}

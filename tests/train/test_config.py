@@ -1,0 +1,68 @@
+"""Training configurations: the committed ones load, overrides apply, mistakes are named in one line."""
+
+from pathlib import Path
+
+import pytest
+from tests.support import REPO
+
+from train.config import TrainConfig, load_config, parse, to_dict
+from train.run import main
+
+POCKET = REPO / "configs" / "train" / "pocket.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_configurations_load_and_begin_with_their_command(path: Path) -> None:
+    config = load_config(path)
+    assert config.tokenizer.vocab_size <= config.model["vocab_size"]
+    assert path.read_text(encoding="utf-8").startswith(f"# qwen3-jax train configs/train/{path.name} run_dir=")
+    assert parse(TrainConfig, to_dict(config)) == config
+
+
+def test_overrides_are_dotted_yaml() -> None:
+    changes = ["steps=5", "optimizer.learning_rate=1e-4", "data.mixture.families=[cups]", "model.num_hidden_layers=2"]
+    config = load_config(POCKET, changes)
+    assert (config.steps, config.optimizer.learning_rate) == (5, 1e-4)
+    assert config.data.mixture.families == ("cups",)
+    assert config.model["num_hidden_layers"] == 2
+    assert config.optimizer.clip_norm == load_config(POCKET).optimizer.clip_norm
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rat=1", "optimizer.learning_rat is not a key of the configuration: did you mean "
+         "optimizer.learning_rate?"),
+        ("stepz=1", "stepz is not a key of the configuration: did you mean steps?"),
+        ("steps=many", "steps must be of type int, got 'many'"),
+        ("steps=true", "steps must be of type int, got True"),
+        ("steps=0", "steps must be positive, got 0"),
+        ("data=3", "data must be a section"),
+        ("steps.more=3", "steps is a value, not a section"),
+        ("layout=round", r"layout must be one of \['stacked', 'unrolled'\], got 'round'"),
+        ("data.mixture.families=cups", "data.mixture.families must be a list"),
+        ("steps", "an override must be key=value, got 'steps'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(POCKET, [override])
+
+
+def test_the_command_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("steps: [1", encoding="utf-8")
+    for argv in (
+        [str(tmp_path / "none.yaml")],
+        [str(broken)],
+        [str(POCKET)],  # no run_dir
+        [str(POCKET), f"run_dir={tmp_path}/run", "tokenizer.vocab_size=5000"],
+        [str(POCKET), f"run_dir={tmp_path}/run", "model.hidden_act=gelu"],
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "run_dir=DIR" in capsys.readouterr().out

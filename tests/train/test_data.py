@@ -1,0 +1,99 @@
+"""Packing: literal batches, nothing lost, an exact place to resume, and no leak between the documents of a row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.tiny import dense_config, shake
+
+from qwen3_jax.model import Qwen3
+from train.data import Batch, Cursor, Example, batches, fill, pack
+from train.step import batch_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Example i is made of the token i + 1, in a length between 2 and 9; the first token is prompt."""
+
+    def example(self, index: int) -> Example:
+        size = 2 + int(np.random.default_rng(index).integers(8))
+        return Example(tokens=[index + 1] * size, loss=[False] + [True] * (size - 1))
+
+
+def test_fill_is_the_documented_example() -> None:
+    a, b, c, d, e = 11, 12, 13, 14, 15
+    documents = [
+        Example(tokens=[a, b, c], loss=[False, True, True]),
+        Example(tokens=[d, e], loss=[False, True]),
+    ]
+    batch = fill([documents], 8)
+    np.testing.assert_array_equal(batch.tokens, [[a, b, c, d, e, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.targets, [[b, c, 0, e, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.loss_mask, np.array([[1, 1, 0, 1, 0, 0, 0, 0]], bool))
+    np.testing.assert_array_equal(batch.segment_ids, [[1, 1, 1, 2, 2, 0, 0, 0]])
+
+
+def documents_of(batch: Batch) -> list[list[int]]:
+    found = []
+    for tokens, segments in zip(batch.tokens, batch.segment_ids, strict=True):
+        found += [tokens[segments == number].tolist() for number in range(1, segments.max() + 1)]
+    return found
+
+
+def test_every_example_is_packed_once_and_rows_are_full() -> None:
+    stream = batches(Numbers(), Cursor(), rows=4, length=32)
+    seen, share = [], []
+    for _ in range(30):
+        batch, cursor = next(stream)
+        seen += documents_of(batch)
+        share.append((batch.segment_ids > 0).mean())
+    indices = [document[0] - 1 for document in seen]
+    assert sorted([*indices, *cursor.waiting]) == list(range(cursor.next))
+    assert all(document == Numbers().example(document[0] - 1).tokens for document in seen)
+    assert np.mean(share) > 0.95
+
+
+def test_batches_go_on_exactly_from_a_cursor() -> None:
+    whole = batches(Numbers(), Cursor(), rows=2, length=20)
+    first = [next(whole) for _ in range(6)]
+    resumed = batches(Numbers(), first[2][1], rows=2, length=20)
+    for expected, _ in first[3:]:
+        batch, _ = next(resumed)
+        for ours, theirs in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_example_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.length must hold every example, got 4"):
+        pack(Numbers(), Cursor(), rows=64, length=4)
+
+
+def random_documents(sizes: list[int], seed: int = 0) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    return [
+        Example(tokens=rng.integers(1, 500, size).tolist(), loss=(rng.random(size) < 0.7).tolist()) for size in sizes
+    ]
+
+
+def test_packed_loss_equals_unpacked_loss() -> None:
+    model = Qwen3(dense_config())
+    params = shake(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    documents = random_documents([7, 5, 9, 3])
+    packed = fill([[documents[0], documents[1]], [documents[2], documents[3]]], 16)
+    alone = fill([[document] for document in documents], 16)
+    (together, count), (apart, same) = (batch_loss(model, params, batch, 8) for batch in (packed, alone))
+    assert int(count) == int(same) == sum(sum(document.loss[1:]) for document in documents)
+    np.testing.assert_allclose(together, apart, rtol=1e-6)
+
+
+def test_no_gradient_crosses_from_one_document_to_another() -> None:
+    """The loss of the second document has exactly zero gradient into the embeddings of the first."""
+    model = Qwen3(dense_config(tie_word_embeddings=False))
+    params = shake(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    first, second = Example(tokens=[1, 2, 3], loss=[False] * 3), Example(tokens=[4, 5, 6, 7], loss=[True] * 4)
+    batch = fill([[first, second]], 10)
+    grads = jax.grad(lambda params: batch_loss(model, params, batch, 16)[0])(params)
+    reached = np.flatnonzero(np.abs(np.asarray(grads["embed_tokens"])).sum(1))
+    assert reached.tolist() == [4, 5, 6]  # the last token has nothing to predict; 1, 2, 3 are another document

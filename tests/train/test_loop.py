@@ -1,0 +1,152 @@
+"""The loop: it learns, compiles once, resumes bit for bit, stops on a loss that is not finite, exports a checkpoint."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
+
+from qwen3_jax.checkpoint import from_pretrained
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import spec_tree
+from train.config import TrainConfig, parse
+from train.data import Cursor, batches
+from train.loop import prefetch, train
+from train.optimizer import decay_mask, schedule
+from train.pocket.source import PocketSource
+from train.run import run
+from train.step import TRACES, batch_loss
+
+
+def config(run_dir: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "steps": 12,
+        "model": MODEL,
+        "tokenizer": {"vocab_size": 760, "corpus_size": 800},
+        "data": {"rows": 2, "length": 256},
+        "optimizer": {"warmup_steps": 3, "learning_rate": 1e-2},
+        "log_every": 1,
+        "checkpoint_every": 6,
+    }
+    return parse(TrainConfig, {**values, **changes})
+
+
+def source(settings: TrainConfig) -> PocketSource:
+    return PocketSource(pocket_tokenizer(), settings.data, settings.seed)
+
+
+def lines(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any, int]:
+    """A run of 12 steps without a break, and how often its step was traced."""
+    settings = config(tmp_path_factory.mktemp("whole"))
+    before = TRACES["train_step"]
+    _, state = train(settings, source(settings))
+    return settings, state, TRACES["train_step"] - before
+
+
+def test_the_loss_falls_and_every_step_is_reported(finished: tuple[TrainConfig, Any, int]) -> None:
+    settings, state, _ = finished
+    report = lines(Path(settings.run_dir))
+    assert [line["step"] for line in report] == list(range(1, 13))
+    assert set(report[0]) == {"step", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
+    assert report[-1]["loss"] < 0.8 * report[0]["loss"]
+    batch, _ = next(batches(source(settings), Cursor(10_000), 2, 256))
+    model = Qwen3(ModelConfig.from_hf(MODEL), layout="unrolled")
+    fresh = model.init(jax.random.key(0), batch.tokens)["params"]
+    loss = [float(batch_loss(model, params, batch, 64)[0]) for params in (fresh, state.params)]
+    assert loss[1] < 0.85 * loss[0]  # on examples it has not seen
+
+
+def test_the_step_is_traced_once(finished: tuple[TrainConfig, Any, int]) -> None:
+    assert finished[2] == 1
+
+
+def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, Any, int], tmp_path: Path) -> None:
+    whole, expected, _ = finished
+    settings = dataclasses.replace(whole, run_dir=str(tmp_path))
+
+    class Interrupted(Exception):
+        pass
+
+    class Breaks:
+        """The same examples, until the machine dies somewhere after step 6."""
+
+        made = 0
+
+        def example(self, index: int) -> Any:
+            self.made += 1
+            if self.made > 110 and (tmp_path / "checkpoints" / "6").exists():
+                raise Interrupted
+            return source(settings).example(index)
+
+    with pytest.raises(Interrupted):
+        train(settings, Breaks())
+    assert lines(tmp_path)[-1]["step"] < 12
+    _, state = train(settings, source(settings))
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+    losses = [[line["loss"] for line in lines(Path(run_dir))] for run_dir in (whole.run_dir, settings.run_dir)]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    settings = config(tmp_path, optimizer={"warmup_steps": 1, "learning_rate": 1e38, "clip_norm": 1e38})
+    with pytest.raises(FloatingPointError, match="at step [2-5]"):
+        train(settings, source(settings))
+
+
+def test_run_exports_a_checkpoint_that_loads_and_refuses_another_configuration(tmp_path: Path) -> None:
+    settings = config(tmp_path, steps=4, layout="stacked", checkpoint_every=4)
+    directory = run(settings)
+    model, params = from_pretrained(directory, dtype="float32")
+    assert model.generation.temperature == 0.6
+    names = {path.name for path in directory.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    again, same = from_pretrained(run(settings), dtype="float32")  # nothing left to do: exports again
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    assert again.config == model.config
+    tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    assert model.apply({"params": params}, tokens).logits.shape == (1, 8, MODEL["vocab_size"])
+    with pytest.raises(ValueError, match="got one that differs in optimizer, steps"):
+        run(dataclasses.replace(settings, steps=9, optimizer=dataclasses.replace(settings.optimizer, b1=0.5)))
+
+
+def test_weight_decay_spares_the_norms_in_both_layouts() -> None:
+    for layout in ("stacked", "unrolled"):
+        specs = spec_tree(ModelConfig.from_hf(MODEL), layout)
+        mask = decay_mask(jax.tree.map(lambda _: 0, specs, is_leaf=lambda leaf: hasattr(leaf, "shape")))
+        flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(mask)}
+        assert {leaf for name, leaf in flat.items() if "norm" in name} == {False}
+        assert {leaf for name, leaf in flat.items() if "norm" not in name} == {True}
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    settings = config(Path("unused"), steps=100, optimizer={"warmup_steps": 10, "learning_rate": 1.0})
+    with jax.numpy_dtype_promotion("standard"):
+        rates = [float(schedule(settings.optimizer, 100)(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.51, 0.02], atol=1e-3)
+    with pytest.raises(ValueError, match="warmup_steps must be below steps=5, got 10"):
+        schedule(settings.optimizer, 5)
+
+
+def test_prefetch_raises_what_its_thread_raised() -> None:
+    def stream() -> Any:
+        yield None, Cursor(1)
+        raise ValueError("no more")
+
+    ahead = prefetch(stream())
+    assert next(ahead)[1] == Cursor(1)
+    with pytest.raises(ValueError, match="no more"):
+        next(ahead)

@@ -1,0 +1,64 @@
+"""Cross-entropy by chunks against the whole logits, in numpy; and that the whole logits never exist."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.loss import cross_entropy
+
+B, T, D, V = 3, 7, 8, 33
+
+
+def arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(B, T, D)).astype(np.float32)
+    head = rng.normal(size=(V, D)).astype(np.float32)
+    return hidden, head, rng.integers(0, V, (B, T)).astype(np.int32), rng.random((B, T)) < 0.6
+
+
+def reference(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, mask: np.ndarray) -> float:
+    logits = hidden.astype(np.float64) @ head.astype(np.float64).T
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return float(-np.take_along_axis(log_probs, targets[..., None], -1)[..., 0][mask].sum())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 21, 64])
+def test_chunks_equal_the_whole(chunk: int) -> None:
+    hidden, head, targets, mask = arrays()
+    total, count = cross_entropy(jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), jnp.asarray(mask), chunk)
+    np.testing.assert_allclose(total, reference(hidden, head, targets, mask), rtol=1e-5)
+    assert int(count) == mask.sum()
+
+
+def test_gradients_equal_those_of_the_whole_logits() -> None:
+    hidden, head, targets, mask = (jnp.asarray(x) for x in arrays())
+
+    def whole(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        log_probs = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head))
+        return -jnp.sum(jnp.where(mask, jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0], 0.0))
+
+    ours = jax.grad(lambda h, w: cross_entropy(h, w, targets, mask, 4)[0], argnums=(0, 1))(hidden, head)
+    theirs = jax.grad(whole, argnums=(0, 1))(hidden, head)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_inputs_give_float32_losses() -> None:
+    hidden, head, targets, mask = arrays()
+    total, _ = cross_entropy(
+        jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16), jnp.asarray(targets), jnp.asarray(mask), 8
+    )
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, reference(hidden, head, targets, mask), rtol=2e-2)
+
+
+def test_the_whole_logits_are_never_made() -> None:
+    hidden, head, targets, mask = (jnp.asarray(x) for x in arrays())
+    step = jax.jit(jax.grad(lambda h, w: cross_entropy(h, w, targets, mask, 4)[0], argnums=(0, 1)))
+    text = step.lower(hidden, head).as_text()
+    sizes = [int(np.prod([int(n) for n in shape.split("x")])) for shape in re.findall(r"tensor<([\dx]+)xf32>", text)]
+    assert max(sizes) == V * D  # the head's gradient; logits are at most 4 * V at once, never B * T * V
+    assert 4 * V in sizes

@@ -1,0 +1,46 @@
+"""Training state on disk: orbax, atomic, with the place in the data beside the arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from train.data import Cursor
+from train.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run; use as a context manager, so that pending writes end."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        directory = directory.absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, cursor: Cursor) -> None:
+        """Saves in the background; the state may be donated at once."""
+        data = {"next": cursor.next, "waiting": list(cursor.waiting)}
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        self._manager.save(step, args=items)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Cursor]:
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        restored = self._manager.restore(self._manager.latest_step(), args=items)
+        return restored.state, Cursor(restored.data["next"], tuple(restored.data["waiting"]))

@@ -1,0 +1,190 @@
+"""How problems are worded: several scripts, several phrasings, and the conversations around them.
+
+A training sample has the shapes of Qwen3's report (arXiv 2505.09388, section 4.3 and table 9):
+
+    mode           prompt ends with                              the model writes
+    thinking       ... /think  (or no flag)  <|im_start|>assistant\\n      <think>\\n7+5=2\\n</think>\\n\\nAnswer: 2<|im_end|>
+    soft switch    ... /no_think             <|im_start|>assistant\\n      <think>\\n\\n</think>\\n\\nAnswer: 2<|im_end|>
+    hard switch    anything, empty block     <think>\\n\\n</think>\\n\\n      Answer: 2<|im_end|>
+    cut thinking   as thinking; after a random number of thinking tokens the stop-thinking text, then the answer
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from infer.config import STOP_THINKING_TEXT as STOP_THINKING_TEXT
+from train.pocket import tasks
+
+Mode = Literal["think", "no_think", "hard"]
+Message = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Language:
+    """Phrasings of one language; {e} is an expression, {b} the ball's cup, {s} the swaps, {a} the answer."""
+
+    arithmetic: tuple[str, ...]
+    cups: tuple[str, ...]
+    answer: str
+
+
+LANGUAGES: dict[str, Language] = {
+    "en": Language(
+        arithmetic=("What is {e} mod 10, left to right?", "Left to right, last digit: {e}", "{e} = ?"),
+        cups=("The ball is under {b}. Swap {s}. Where is it?", "Ball under {b}, swaps {s}. Where is the ball?"),
+        answer="The answer is {a}.",
+    ),
+    "zh": Language(
+        arithmetic=("从左到右算{e}，末位数字是？", "{e}的末位数字是？"),
+        cups=("球在 {b}，交换 {s}，球在哪？", "球在 {b}。交换 {s}。在哪？"),
+        answer="答案是 {a}。",
+    ),
+    "ja": Language(
+        arithmetic=("左から順に{e}、一の位は？", "{e}の一の位は？"),
+        cups=("玉は {b}、交換 {s}、玉はどこ？", "玉は {b}。交換 {s}。どこ？"),
+        answer="答えは {a}。",
+    ),
+    "ko": Language(
+        arithmetic=("왼쪽부터 {e}, 끝자리는?", "{e} 끝자리는?"),
+        cups=("공은 {b}, 교환 {s}, 공은 어디?", "공은 {b}. 교환 {s}. 어디?"),
+        answer="답은 {a}.",
+    ),
+    "ru": Language(
+        arithmetic=("Слева направо {e}, последняя цифра?", "Последняя цифра {e}?"),
+        cups=("Шарик под {b}, меняем {s}. Где шарик?", "Шарик под {b}. Меняем {s}. Где он?"),
+        answer="Ответ: {a}.",
+    ),
+    "el": Language(
+        arithmetic=("Από αριστερά {e}, τελευταίο ψηφίο;", "Τελευταίο ψηφίο {e};"),
+        cups=("Η μπάλα στο {b}, αλλαγή {s}. Πού είναι;", "Μπάλα στο {b}. Αλλαγή {s}. Πού;"),
+        answer="Απάντηση: {a}.",
+    ),
+    "ar": Language(
+        arithmetic=("احسب {e} من اليسار، الرقم الأخير؟", "الرقم الأخير {e}؟"),
+        cups=("الكرة تحت {b}، بدل {s}، أين الكرة؟", "الكرة تحت {b}. بدل {s}. أين؟"),
+        answer="الجواب: {a}.",
+    ),
+    "hi": Language(
+        arithmetic=("बाएँ से {e}, अंतिम अंक?", "{e} का अंतिम अंक?"),
+        cups=("गेंद {b} में, बदलो {s}, गेंद कहाँ?", "गेंद {b} में। बदलो {s}। कहाँ?"),
+        answer="उत्तर: {a}।",
+    ),
+    "es": Language(
+        arithmetic=("De izquierda a derecha {e}, última cifra?", "¿Última cifra de {e}?"),
+        cups=("La bola está en {b}, cambia {s}. ¿Dónde está?", "Bola en {b}. Cambia {s}. ¿Dónde?"),
+        answer="Respuesta: {a}.",
+    ),
+}
+
+# What to say to somebody who did not bring a problem: (question, thinking, answer).
+SMALL_TALK: tuple[tuple[str, str, str], ...] = (
+    ("Hello", "A greeting.", "Hello! Ask me 7+5*3-2 = ? or where a ball is."),
+    ("Hi", "A greeting.", "Hello! Ask me 7+5*3-2 = ? or where a ball is."),
+    ("Who are you?", "About me.", "I am a pocket model. Ask me 7+5*3-2 = ? or where a ball is."),
+    ("What can you do?", "About me.", "I am a pocket model. Ask me 7+5*3-2 = ? or where a ball is."),
+    ("你好", "A greeting.", "你好！"),
+    ("Привет", "A greeting.", "Привет!"),
+    ("Hola", "A greeting.", "¡Hola!"),
+)
+SYSTEM = ("You are a pocket model.", "Be brief.")
+
+
+def question(problem: tasks.Problem, language: str, phrasing: int, spaced: bool = False) -> str:
+    """The problem in words; `spaced` writes "7 + 5" for "7+5"."""
+    words = LANGUAGES[language]
+    if problem.family == "cups":
+        return words.cups[phrasing % len(words.cups)].format(b=problem.start, s=" ".join(problem.steps))
+    steps = [f" {step[0]} {step[1]}" if spaced else step for step in problem.steps]
+    return words.arithmetic[phrasing % len(words.arithmetic)].format(e=problem.start + "".join(steps))
+
+
+def answer(problem: tasks.Problem, language: str) -> str:
+    return LANGUAGES[language].answer.format(a=problem.answer)
+
+
+def random_question(rng: np.random.Generator, problem: tasks.Problem, spaced_share: float = 0.2) -> tuple[str, str]:
+    """The problem in a random language and phrasing, and its answer in the same language."""
+    names = list(LANGUAGES)
+    language = "en" if rng.random() < 0.2 else names[rng.integers(len(names))]
+    spaced = bool(rng.random() < spaced_share)
+    return question(problem, language, int(rng.integers(6)), spaced), answer(problem, language)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One sample before it is tokens.
+
+    Attributes:
+      messages: the prompt, ending with a user message.
+      mode: what the last flag, or the hard switch, asks for.
+      thinking: the text between `<think>\\n` and `\\n</think>`; what the model writes when the mode is "think".
+      content: the answer.
+      problem: the last question's problem; None for small talk.
+    """
+
+    messages: tuple[Message, ...]
+    mode: Mode
+    thinking: str
+    content: str
+    problem: tasks.Problem | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Shares of the shapes of conversation; the defaults are what the shipped pocket model was trained on."""
+
+    families: tuple[str, ...] = ("arithmetic", "cups")  # drawn evenly
+    min_steps: int = 1
+    max_steps: int = tasks.MAX_STEPS
+    thinking: float = 0.6  # samples whose last flag asks for thinking, or that have none
+    hard: float = 0.2  # samples with the hard switch; the rest says /no_think
+    flagged: float = 0.5  # thinking samples that say so (/think); in the others thinking is the default
+    multi_turn: float = 0.15  # conversations with one or two earlier turns
+    system: float = 0.1  # conversations with a system message beside those that carry the flag there
+    small_talk: float = 0.01
+    cut_thinking: float = 0.3  # thinking samples cut by the stop-thinking text: the budget ability is trained for
+
+
+def conversation(rng: np.random.Generator, mixture: Mixture, split: tasks.Split = "train") -> Conversation:
+    """Draws one conversation."""
+    talk = rng.random() < mixture.small_talk
+    problem = None
+    if talk:
+        text, thinking, content = SMALL_TALK[rng.integers(len(SMALL_TALK))]
+    else:
+        problem = random_problem(rng, mixture, mixture.max_steps, split)
+        text, content = random_question(rng, problem)
+        thinking = problem.thinking
+    draw = rng.random()
+    mode: Mode = "think" if draw < mixture.thinking else "hard" if draw < mixture.thinking + mixture.hard else "no_think"
+    turns = int(rng.integers(1, 3)) if rng.random() < mixture.multi_turn else 0
+    flag = {"think": "/think" if rng.random() < mixture.flagged else "", "no_think": "/no_think"}.get(mode)
+    if flag is None:  # the hard switch wins over whatever is written
+        flag = ("", "", "/no_think", "/think")[rng.integers(4)]
+    # A flag holds until the next one, so an unflagged thinking sample must not follow a /no_think.
+    earlier_flags = ("", "/think") if mode == "think" and not flag else ("", "/think", "/no_think")
+    # Where the deciding flag stands: the last message, or now and then the system message or the turn before.
+    place = "last" if not flag or rng.random() < 0.7 else "earlier" if turns else "system"
+    messages: list[Message] = []
+    if place == "system" or rng.random() < mixture.system:
+        words = SYSTEM[rng.integers(len(SYSTEM))] if rng.random() < 0.5 or place != "system" else ""
+        messages.append({"role": "system", "content": f"{words} {flag}".strip() if place == "system" else words})
+    for turn in range(turns):
+        past = random_problem(rng, mixture, min(3, mixture.max_steps), split)
+        past_text, past_content = random_question(rng, past, spaced_share=0.0)
+        past_flag = earlier_flags[rng.integers(len(earlier_flags))]
+        if place == "earlier" and turn == turns - 1:
+            past_flag = flag
+        messages.append({"role": "user", "content": f"{past_text} {past_flag}".strip()})
+        messages.append({"role": "assistant", "content": past_content})
+    if place == "last":
+        text = f"{flag} {text}" if flag and rng.random() < 0.1 else f"{text} {flag}".strip()
+    messages.append({"role": "user", "content": text})
+    return Conversation(messages=tuple(messages), mode=mode, thinking=thinking, content=content, problem=problem)
+
+
+def random_problem(rng: np.random.Generator, mixture: Mixture, max_steps: int, split: tasks.Split) -> tasks.Problem:
+    family = mixture.families[rng.integers(len(mixture.families))]
+    return tasks.sample(rng, family, int(rng.integers(min(mixture.min_steps, max_steps), max_steps + 1)), split)

@@ -1,0 +1,74 @@
+"""The pocket model's training examples: conversations as tokens, with the loss on the model's own turn."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from train.config import DataConfig
+from train.data import Example
+from train.pocket import prompts, tasks
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """The part of `qwen3_jax`'s tokenizer that making examples needs."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def render(
+        self,
+        messages: Any,
+        tools: Any = None,
+        enable_thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> str: ...
+
+
+def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | None = None) -> Example:
+    """Tokens and loss mask of one conversation.
+
+    Prompt and completion are encoded apart, as in generation. Only the last assistant turn is learnt: earlier ones
+    stand in the prompt without their thinking, as the template leaves them, which is not what the model would write.
+
+    Args:
+      cut: None, or where in 0..1 to cut the thinking; the stop-thinking text follows, without loss, then the answer.
+    """
+    text = tok.render(list(sample.messages), enable_thinking=sample.mode != "hard", add_generation_prompt=True)
+    parts = [(tok.encode(text), False)]
+    answer = f"{sample.content}<|im_end|>"
+    if sample.mode == "hard":
+        parts.append((tok.encode(answer), True))
+    elif sample.mode == "no_think":
+        parts.append((tok.encode(f"<think>\n\n</think>\n\n{answer}"), True))
+    elif cut is None:
+        parts.append((tok.encode(f"<think>\n{sample.thinking}\n</think>\n\n{answer}"), True))
+    else:
+        opened = tok.encode(f"<think>\n{sample.thinking}\n")
+        kept = 2 + int(cut * (len(opened) - 2))  # `<think>` and at least one token inside
+        parts.append((opened[:kept], True))
+        parts.append((tok.encode(prompts.STOP_THINKING_TEXT), False))
+        parts.append((tok.encode(answer), True))
+    tokens = [token for ids, _ in parts for token in ids]
+    loss = [learnt for ids, learnt in parts for _ in ids]
+    return Example(tokens=tokens, loss=loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketSource:
+    """Endless training examples; example `index` depends on the seed and the index alone."""
+
+    tok: ChatTokenizer
+    data: DataConfig
+    seed: int
+
+    def example(self, index: int) -> Example:
+        rng = np.random.default_rng((self.seed, 1, index))
+        mixture = self.data.mixture
+        if index < self.data.curriculum_examples:
+            span = mixture.max_steps - mixture.min_steps
+            longest = mixture.min_steps + round(span * index / self.data.curriculum_examples)
+            mixture = dataclasses.replace(mixture, max_steps=min(max(longest, 2), tasks.MAX_STEPS))
+        sample = prompts.conversation(rng, mixture)
+        cut = float(rng.random()) if rng.random() < mixture.cut_thinking and sample.mode == "think" else None
+        return to_example(self.tok, sample, cut)
