@@ -40,6 +40,8 @@ class Automaton:
       hit_end: bool[B], whether the row ended by an end token (or a stop string), not by its length.
     """
 
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
     phase: Int[Array, " B"]
     thinking_tokens: Int[Array, " B"]
     budget: Int[Array, " B"]
@@ -55,6 +57,8 @@ class Automaton:
 @flax.struct.dataclass
 class Tokens:
     """The tokens the automaton reacts to; -1 (which no token has) where the vocabulary lacks the tag."""
+
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
 
     think: Int[Array, ""]
     end_think: Int[Array, ""]

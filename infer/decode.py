@@ -37,6 +37,8 @@ class DecodeState:
       tokens: ids of the think tags, the end tokens and padding.
     """
 
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
     cache: KVCache
     token: Int[Array, " B"]
     automaton: Automaton

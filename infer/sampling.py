@@ -38,6 +38,8 @@ class SamplingParams:
       presence_penalty: float32[B], 0 is off.
     """
 
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
     temperature: Array
     top_k: Array
     top_p: Array

@@ -28,6 +28,8 @@ class KVCache:
       length: int32 scalar, the next slot to write.
     """
 
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
     filled: Bool[Array, "B S"]

@@ -120,9 +120,10 @@ def _compile(source: str) -> "jinja2.Template":
     environment.globals["dict"] = _new_dict
     try:
         return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
+    except Exception as error:  # jinja's own, and Python's of what jinja made of it (nesting too deep)
+        line = getattr(error, "lineno", "?")
         raise ValueError(
-            f"a chat template must be valid jinja, got an error in line {error.lineno} ({_one_line(error)}): correct it"
+            f"a chat template must be valid jinja, got an error in line {line} ({_one_line(error)}): correct it"
         ) from error
 
 

@@ -97,9 +97,7 @@ class ModelConfig:
     def is_sparse(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0) is a mixture of experts; Hugging Face's rule."""
         return (
-            self.num_experts > 0
-            and layer not in self.mlp_only_layers
-            and (layer + 1) % self.decoder_sparse_step == 0
+            self.num_experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
         )
 
     @property
@@ -264,7 +262,7 @@ def _read_rope(hf: dict[str, Any]) -> YarnConfig | None:
         raise ValueError(f"rope_scaling must have only YaRN's keys {sorted(fields)}, got also {unknown}: remove them")
     original = merged.get("original_max_position_embeddings")
     if not original:
-        # Hugging Face falls back on max_position_embeddings, which is 40960 for a model trained at 32768: a silent error.
+        # Hugging Face falls back on max_position_embeddings, 40960 for a model trained at 32768: a silent error.
         raise ValueError(
             "rope_scaling of type 'yarn' must set original_max_position_embeddings (32768 for the hybrid Qwen3 "
             "releases): add it to config.json"

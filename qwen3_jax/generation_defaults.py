@@ -33,7 +33,9 @@ class GenerationDefaults:
         values: dict[str, Any] = {name: hf.get(name) for name in ("temperature", "top_p", "min_p", "top_k")}
         for name, value in [*values.items(), *(("eos_token_id", i) for i in ids)]:
             integer = name in ("top_k", "eos_token_id")
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int if integer else (int, float))):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int if integer else (int, float))
+            ):
                 raise ValueError(f"generation_config.json: {name} must be a number, got {value!r}: correct the file")
         if hf.get("do_sample") is False:
             values["temperature"] = 0.0

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qwen3_jax.linear import linear
+
 Implementation = Literal["tiles", "ragged_dot"]
 
 _ROWS_AND_EXPERTS = jax.lax.RaggedDotDimensionNumbers(
@@ -85,21 +87,41 @@ def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: boo
     """x @ w.T (or x @ w) tile by tile.
 
     A group's last tile runs into the next group's rows. Tiles are written in order, so the next group's own tiles then
-    overwrite what it left there; behind the last row there is room for one tile, which is cut off.
+    overwrite what it left there; behind the last row there is room for one tile, which is cut off. Rows are kept in
+    float32 meanwhile: XLA:CPU slices narrower types by converting the whole array.
     """
     rows, tile_dim = x.shape[0], 1 if transpose else 2
     groups, starts, _, count = _tile_table(group_sizes, rows, tile)
-    x = jnp.pad(x, ((0, tile - 1), (0, 0)))
+    padded = jnp.pad(x.astype(jnp.float32), ((0, tile - 1), (0, 0)))
 
     def body(i: Array, out: Array) -> Array:
-        start = starts[i]
-        matrix = jax.lax.dynamic_index_in_dim(w, groups[i], 0, keepdims=False)
-        part = jax.lax.dynamic_slice_in_dim(x, start, tile)
-        part = part @ (matrix.T if transpose else matrix)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, start, 0)
+        matrix = _matrix(w, groups[i])
+        part = jax.lax.dynamic_slice_in_dim(padded, starts[i], tile).astype(x.dtype)
+        part = _times(part, matrix) if transpose else jnp.matmul(part, matrix, preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, starts[i], 0)
 
-    out = jnp.zeros((rows + tile - 1, w.shape[tile_dim]), x.dtype)
-    return jax.lax.fori_loop(jnp.zeros_like(count), count, body, out)[:rows]
+    out = jnp.zeros((rows + tile - 1, w.shape[tile_dim]), jnp.float32)
+    return jax.lax.fori_loop(jnp.zeros_like(count), count, body, out)[:rows].astype(x.dtype)
+
+
+def _matrix(w: Float[Array, "E O I"], group: Int[Array, ""]) -> Float[Array, "O I"]:
+    """w[group], read where it is.
+
+    XLA:CPU slices bfloat16 by way of float32, and finds that the conversion of all of `w` can be moved out of the loop:
+    75 times slower at one token. As 16-bit integers there is nothing to convert, and the barrier ties `w` to the loop.
+    """
+    if w.dtype.itemsize != 2:
+        return jax.lax.dynamic_index_in_dim(w, group, 0, keepdims=False)
+    w, group = jax.lax.optimization_barrier((w, group))
+    bits = jax.lax.dynamic_index_in_dim(jax.lax.bitcast_convert_type(w, jnp.uint16), group, 0, keepdims=False)
+    return jax.lax.bitcast_convert_type(bits, w.dtype)
+
+
+def _times(x: Float[Array, "R I"], matrix: Float[Array, "O I"]) -> Float[Array, "R O"]:
+    """x @ matrix.T in float32, spelled so that one row reads the matrix out of `w` without a copy."""
+    if x.shape[0] == 1 and x.dtype == jnp.float32:
+        return x @ matrix.T
+    return linear(x, matrix, out_dtype=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -117,20 +139,19 @@ def _tiled_backward(tile: int, residuals: tuple[Array, Array, Array], dy: Array)
     x, w, group_sizes = residuals
     dx = _map_tiles(dy, w, group_sizes, tile, transpose=False)
     groups, starts, ends, count = _tile_table(group_sizes, x.shape[0], tile)
-    padding = ((0, tile - 1), (0, 0))
-    padded_x, padded_dy = jnp.pad(x, padding), jnp.pad(dy, padding)
+    padded_x, padded_dy = (jnp.pad(a.astype(jnp.float32), ((0, tile - 1), (0, 0))) for a in (x, dy))
 
     def body(i: Array, dw: Array) -> Array:
         start = starts[i]
         own = (start + jnp.arange(tile, dtype=start.dtype) < ends[i])[:, None]
         part_x = jax.lax.dynamic_slice_in_dim(padded_x, start, tile)
         part_dy = jax.lax.dynamic_slice_in_dim(padded_dy, start, tile)
-        part = jnp.where(own, part_dy, jnp.zeros((), dy.dtype)).T @ part_x
+        part = jnp.where(own, part_dy, jnp.float32(0)).T @ part_x
         so_far = jax.lax.dynamic_index_in_dim(dw, groups[i], 0, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(dw, so_far + part, groups[i], 0)
 
-    dw = jax.lax.fori_loop(jnp.zeros_like(count), count, body, jnp.zeros_like(w))
-    return dx, dw, None
+    dw = jax.lax.fori_loop(jnp.zeros_like(count), count, body, jnp.zeros(w.shape, jnp.float32))
+    return dx, dw.astype(w.dtype), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

@@ -4,6 +4,7 @@ No tensor is read, so that a model of 235B parameters takes as long as one of 0.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,8 +138,12 @@ def _family(config: ModelConfig) -> dict[str, ModelConfig]:
     def size(c: ModelConfig) -> tuple[Any, ...]:
         return (c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_experts)
 
-    releases = {name: load_model_config(name) for name in config_names()}
-    return {name: release for name, release in releases.items() if size(release) == size(config)}
+    return {name: release for name, release in _releases().items() if size(release) == size(config)}
+
+
+@functools.cache
+def _releases() -> dict[str, ModelConfig]:
+    return {name: load_model_config(name) for name in config_names()}
 
 
 def _rope_key(config: ModelConfig) -> tuple[float, int]:
@@ -156,8 +161,8 @@ def _odd_config(config: ModelConfig) -> list[str]:
     same_context = {n: r for n, r in family.items() if r.max_position_embeddings == config.max_position_embeddings}
     compared = same_context or family  # another context length is a user's choice, another theta is not
     if compared and all(release.rope_theta != config.rope_theta for release in compared.values()):
-        known = ", ".join(f"{name} has {release.rope_theta:g}" for name, release in compared.items())
-        odd.append(f"rope_theta is {config.rope_theta:g}, but {known}")
+        known = ", ".join(f"{name} has {release.rope_theta:,.0f}" for name, release in compared.items())
+        odd.append(f"rope_theta is {config.rope_theta:,.0f}, but {known}")
     if config.yarn:
         reach = int(config.yarn.factor * config.yarn.original_max_position_embeddings)
         if config.max_position_embeddings < reach:

@@ -63,7 +63,7 @@ def _layers(config: Mapping[str, Any], layers: Mapping[str, int]) -> str:
 
 
 def _rope(rope: Mapping[str, Any]) -> str:
-    text = f"theta {rope['theta']:g}, {rope['max_position_embeddings']:,} positions"
+    text = f"theta {rope['theta']:,.0f}, {rope['max_position_embeddings']:,} positions"
     if rope["type"] == "yarn":
         text += f", YaRN of factor {rope['factor']:g} over {rope['original_max_position_embeddings']:,}"
     return text
@@ -71,10 +71,8 @@ def _rope(rope: Mapping[str, Any]) -> str:
 
 def _size(count: float) -> str:
     """In: 1_192_099_840. Out: "1.19 GB"."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            break
+    units = ["B", "KB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.3g} {unit}"
+        units.pop(0)
+    return f"{count:.3g} {units[0]}"

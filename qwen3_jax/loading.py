@@ -90,8 +90,7 @@ def load_parameters(
 ) -> dict[str, Any]:
     """Reads every parameter: on CPU whole, its buffer becomes the array; on an accelerator a stack is filled layer by
     layer on the device."""
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    on_host = platform == "cpu"
+    on_host = _shares_host_memory(mesh)
     work: list[tuple[Leaf, int | None, _Piece]] = []
     for leaf in leaves(config, layout):
         sharding = None if mesh is None else _sharding(leaf, mesh)
@@ -118,6 +117,11 @@ def load_parameters(
         if not on_host:
             array.block_until_ready()  # its host buffer is free again
     return params
+
+
+def _shares_host_memory(mesh: Mesh | None) -> bool:
+    platform: str = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform == "cpu"
 
 
 def _windowed(

@@ -140,21 +140,23 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 def _added_tokens(files: TokenizerFiles) -> dict[str, AddedToken]:
     """The tokens that tokenizer_config.json (or the older added_tokens.json) declares beside the vocabulary."""
-    declared = files.json(CONFIG).get("added_tokens_decoder", {})
+    declared: Any = files.json(CONFIG).get("added_tokens_decoder")
+    where = f"added_tokens_decoder in {CONFIG}"
     if not declared:
-        return {text: AddedToken(int(i), False) for text, i in files.json("added_tokens.json").items()}
+        where = "added_tokens.json"
+        declared = {i: {"content": text} for text, i in files.json(where).items()}
+    found = {}
     try:
-        return {
-            entry["content"]: AddedToken(
-                int(i), bool(entry.get("special")), any(entry.get(rule) for rule in ("lstrip", "rstrip", "single_word"))
-            )
-            for i, entry in declared.items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for i, entry in declared.items():
+            rules = any(entry.get(rule) for rule in ("lstrip", "rstrip", "single_word"))
+            found[entry["content"]] = AddedToken(int(i), bool(entry.get("special")), rules)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = {"": AddedToken(-1, False)}
+    if not all(isinstance(text, str) and text and token.id >= 0 for text, token in found.items()):
         raise ValueError(
-            f"added_tokens_decoder in {CONFIG} of {files.source} must map ids to objects with content, got "
-            f"{str(declared)[:80]}: correct the file"
-        ) from error
+            f"{where} of {files.source} must map token ids to tokens, got {str(declared)[:80]}: correct the file"
+        )
+    return found
 
 
 def _named_tokens(files: TokenizerFiles, own: Mapping[str, str]) -> dict[str, str]:

@@ -223,7 +223,7 @@ def _model_size(tokenizer: Any) -> int:
 
 
 def _leading_rule(model: Any) -> Literal["keep", "first", "every"]:
-    """Which leading spaces the model's own decoder drops, found by showing it pieces that begin with three of them."""
+    """Which leading spaces the model's own decoder drops, found by showing it some."""
     texts = [model.id_to_piece(i) for i in range(model.vocab_size()) if not (model.is_control(i) or model.is_byte(i))]
     words = sorted((text for text in texts if text.strip(WORD_MARK)), key=lambda text: text.startswith(WORD_MARK))
     if not words:

@@ -28,7 +28,7 @@ _TEXT = [
 
 
 def write_tokenizer(directory: Path, chat_template: str | None = None) -> Path:
-    """A byte-level BPE of about 400 tokens with Qwen3's 26 added tokens, as tokenizer.json and tokenizer_config.json."""
+    """A byte-level BPE of about 400 tokens with Qwen3's 26 added tokens, in Hugging Face form."""
     directory.mkdir(parents=True, exist_ok=True)
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -76,7 +76,7 @@ def moe_config(**changes: Any) -> ModelConfig:
 
 
 def shake(params: Any, scale: float = 0.2, seed: int = 7) -> Any:
-    """Adds noise to every parameter, norms included: what an initial model leaves at 1 or near 0 must count in tests."""
+    """Adds noise to every parameter, norms included: what a new model leaves at 1 or near 0 must count in tests."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     noisy = [

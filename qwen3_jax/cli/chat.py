@@ -133,13 +133,15 @@ class Conversation:
         return True
 
     def _set_mode(self, flag: str) -> None:
+        from qwen3_jax.inspection import describe_template
+
         self._flag = flag
         # The soft switch works inside the hard one only.
         self.config = dataclasses.replace(self.config, enable_thinking=None)
         if flag == "/think" and self.config.thinking_budget == 0:
             say("thinking stays off while the budget is 0: /budget off lifts it")
-        elif "enable_thinking" not in (self._tok.chat_template or ""):
-            say(f"{flag} is added to your messages, but this checkpoint has one mode only")
+        elif not describe_template(self._tok)["enable_thinking_acts"]:
+            say(f"{flag} is added to your messages, but this checkpoint's template has one mode only")
         else:
             say("thinking is on" if flag == "/think" else "thinking is off")
 
@@ -159,6 +161,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     """
     from infer import stream
     from qwen3_jax.cli.answers import AnswerWriter
+    from qwen3_jax.cli.common import patiently
 
     messages = conversation.messages_with(text)
     config = conversation.turn_config(messages, model.config.max_position_embeddings)
@@ -169,7 +172,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     writer, result = AnswerWriter(show_thinking), None
     began = time.perf_counter()
     with _stoppable() as stop, contextlib.suppress(KeyboardInterrupt):
-        for piece in pieces:
+        for piece in patiently(pieces):
             writer.push(piece.thinking, piece.content)
             result = piece.result
             if stop.is_set():

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from infer import Piece
 from qwen3_jax.checkpoint import from_pretrained, parse_dtype, read_generation
 from qwen3_jax.checkpoint_files import resolve_checkpoint
 from qwen3_jax.cli.arguments import UsageError
@@ -79,6 +80,14 @@ def waiting(what: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def patiently(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, with a spinner on a terminal until the first one (the prompt is read, programs are compiled)."""
+    with waiting("reading the prompt"):
+        first = next(pieces)
+    yield first
+    yield from pieces
 
 
 def read_text(name: str, what: str) -> str:

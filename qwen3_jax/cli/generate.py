@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from infer import GenerationConfig, stream
     from infer.prompts import prepare
     from qwen3_jax.cli.answers import AnswerWriter
-    from qwen3_jax.cli.common import load, open_model, print_json
+    from qwen3_jax.cli.common import load, open_model, patiently, print_json
 
     config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
     prompt, tools = _read_input(args)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     writer = None if args.json else AnswerWriter(args.show_thinking)
     result = None
-    for piece in stream(model, params, opened.tok, [prompt], config, tools):
+    for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
             writer.push(piece.thinking, piece.content)
         result = piece.result

@@ -87,8 +87,9 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if tokenizer:
         yield (
             "tokenizer",
-            f"{tokenizer['class'] or 'no class named'}, {tokenizer['vocab_size']:,} tokens, {tokenizer['added_tokens']} "
-            f"of them added, end {tokenizer['eos_token_id']}, think tags {tokenizer['think_ids']}",
+            f"{tokenizer['class'] or 'no class named'}, {tokenizer['vocab_size']:,} tokens, "
+            f"{tokenizer['added_tokens']} of them added, end {tokenizer['eos_token_id']}, "
+            f"think tags {tokenizer['think_ids']}",
         )
     if "template" in found:
         acts = "acts" if found["template"]["enable_thinking_acts"] else "has no effect"

@@ -190,7 +190,7 @@ def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytes
 
 
 def test_a_row_depends_on_neither_neighbours_nor_batch_size() -> None:
-    """Not a bit of it: each of eight different rows alone, in any order, and beside rows that need the whole vocabulary."""
+    """Not a bit of it: eight different rows alone, in any order, and beside rows that need the whole vocabulary."""
     vocab, rounds = 1500, 12
     logits = jnp.asarray(vectors(8, vocab, 7)) + 0.0
     seen = jnp.asarray(np.random.default_rng(8).random((8, vocab)) < 0.1)

@@ -349,6 +349,9 @@ class TestEnvironment:
     def test_a_template_that_is_not_jinja(self) -> None:
         with pytest.raises(ValueError, match="must be valid jinja, got an error in line 2"):
             self.render("fine\n{% if %}")
+        for deep in ("{% if x %}" * 150 + "{% endif %}" * 150, "{{ " + "(" * 5000 + ")" * 5000 + " }}"):
+            with pytest.raises(ValueError, match="must be valid jinja"):
+                self.render(deep)
 
 
 def test_the_tokenizer_renders_with_its_own_template_and_tokens(tmp_path: Path) -> None:

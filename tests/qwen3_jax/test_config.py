@@ -99,7 +99,10 @@ def test_to_hf_reads_back_as_the_same(config, yarn):
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "model_type must be one of"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type must be 'default' or 'yarn', got 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type must be 'default' or 'yarn', got 'linear'",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
         ({"rope_scaling": {**YARN, "long_factor": [1]}}, "long_factor"),
         ({"rope_scaling": {**YARN, "factor": 0.5}}, "factor must be at least 1"),

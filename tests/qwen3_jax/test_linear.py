@@ -7,8 +7,8 @@ import pytest
 
 from qwen3_jax.linear import linear
 
-# One spelling each on CPU: 1 and 2 (bfloat16 loops), 3..64 (float32 with w on the left), more.
-ROWS = [0, 1, 2, 3, 8, 64, 65]
+# One spelling each on CPU: single rows (bfloat16), w on the left (float32), plain.
+ROWS = [1, 2, 8, 65]
 
 
 def _operands(rows: tuple[int, ...], inner: int, outer: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -41,7 +41,7 @@ def test_float32_result_of_bfloat16_operands_is_not_rounded(rows: int) -> None:
     np.testing.assert_allclose(np.asarray(got, np.float64), _exact(x, w), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 5), (3, 7, 2)])
+@pytest.mark.parametrize("rows", [(), (0, 3), (1, 1), (2, 1), (3, 7, 2)])
 def test_leading_axes_are_kept(rows: tuple[int, ...]) -> None:
     x, w = _operands(rows, 16, 24, jnp.float32)
     np.testing.assert_allclose(np.asarray(linear(x, w)), _exact(x, w), rtol=1e-5, atol=1e-5)
@@ -74,7 +74,7 @@ def test_gradients(rows: int, dtype: jnp.dtype) -> None:
 
 @pytest.mark.parametrize("inner", [2048, 4096])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("rows", [1, 8])
 def test_no_copy_of_the_weight_is_made(rows: int, dtype: jnp.dtype, inner: int) -> None:
     """What ruins decoding on CPU: a float32 (or transposed) copy of w at every call."""
     w = jax.ShapeDtypeStruct((1024, inner), dtype)

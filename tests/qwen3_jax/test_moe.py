@@ -100,7 +100,7 @@ def test_routing_is_hugging_faces(norm_topk_prob):
 
 
 @pytest.mark.parametrize("norm_topk_prob", [True, False])
-@pytest.mark.parametrize("num_tokens", [1, 8, 150])
+@pytest.mark.parametrize("num_tokens", [1, 150])
 def test_every_execution_gives_hugging_faces_numbers(norm_topk_prob, num_tokens):
     params, x = make_params(), make_x(num_tokens)
     block, to_torch = hugging_face_block(params, norm_topk_prob)
@@ -112,7 +112,7 @@ def test_every_execution_gives_hugging_faces_numbers(norm_topk_prob, num_tokens)
 
 
 @pytest.mark.parametrize("favoured", [None, [3, 1], [7, 0]], ids=["spread", "experts 3 and 1", "last and first"])
-@pytest.mark.parametrize("num_tokens", [1, 5, 90])
+@pytest.mark.parametrize("num_tokens", [1, 90])
 def test_executions_agree_in_values_and_all_gradients(favoured, num_tokens):
     params, x = make_params(), make_x(num_tokens)
     if favoured:
@@ -156,7 +156,7 @@ def test_a_tokens_result_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize("execution", ["gather", "tiles"])
-@pytest.mark.parametrize("num_tokens", [1, 8, 60])
+@pytest.mark.parametrize("num_tokens", [1, 60])
 def test_only_the_chosen_experts_weights_are_read(execution, num_tokens):
     params, x = skewed(make_params(), make_x(num_tokens), [5, 2])
     want, _ = MOE(x, params, CONFIG, "reference")
@@ -166,12 +166,13 @@ def test_only_the_chosen_experts_weights_are_read(execution, num_tokens):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 8])
-def test_decoding_makes_no_copy_of_the_experts(num_tokens):
+def test_decoding_makes_no_copy_of_the_experts(num_tokens, dtype):
     config = dataclasses.replace(CONFIG, hidden_size=128, moe_intermediate_size=128, num_experts=64)
-    params, x = make_params(config), jnp.ones((num_tokens, 128))
+    params, x = make_params(config, dtype), jnp.ones((num_tokens, 128), dtype)
     compiled = jax.jit(lambda x, p: moe(x, p, config)[0]).lower(x, params).compile()
-    one_expert = 3 * 128 * 128 * 4
+    one_expert = 3 * 128 * 128 * dtype.dtype.itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < one_expert
 
 

@@ -53,7 +53,13 @@ def test_attention_factor_spellings(changes, expected):
         None,
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
         {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 4096, "truncate": False},
-        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 16.0, "beta_slow": 2.0},
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 512,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+        },
     ],
 )
 def test_cos_and_sin_equal_transformers(scaling):

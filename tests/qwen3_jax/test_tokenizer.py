@@ -186,7 +186,10 @@ class TestSentencePiece:
         for length in range(1, 120):  # arbitrary ids; the library never shows control tokens
             ids = random.integers(0, reference.vocab_size(), length).tolist()
             if length % 3 == 0:  # many bytes, and spaces at the beginning
-                ids = [reference.piece_to_id("▁")] * (length % 2 + 1) + [random.integers(5, 300), *ids]
+                ids = [reference.piece_to_id("▁")] * (length % 2 + 1) + [
+                    random.integers(5, reference.vocab_size()),
+                    *ids,
+                ]
                 ids = [int(token) for token in ids]
             assert tok.decode(ids, skip_special_tokens=True) == reference.decode(ids)
 
@@ -365,9 +368,16 @@ class TestWrongInput:
             '{"eos_token": "<nope>"}': "'<nope>'",
             '{"eos_token": 3}': "eos_token of .* must be a string",
             '{"added_tokens_decoder": {"x": {}}}': "added_tokens_decoder",
+            '{"added_tokens_decoder": {"1": {"content": ""}}}': "added_tokens_decoder",
+            '{"added_tokens_decoder": {"-1": {"content": "x"}}}': "added_tokens_decoder",
+            '{"added_tokens_decoder": ["x"]}': "added_tokens_decoder",
         }.items():
             config.write_text(text)
             self.expect(tmp_path, match)
+        config.write_text("{}")
+        (tmp_path / "added_tokens.json").write_text('{"x": "y"}')
+        self.expect(tmp_path, r"added_tokens\.json of .* must map")
+        (tmp_path / "added_tokens.json").unlink()
         config.write_text('{"chat_template": [{"name": 3}]}')
         (tmp_path / "chat_template.jinja").unlink()
         self.expect(tmp_path, "chat_template in .* must be a string")
