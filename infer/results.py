@@ -18,7 +18,8 @@ class Result:
       tokens: everything after the prompt: forced tokens and the end token included.
       thinking: text of the think block, "" when there was none.
       content: text of the answer, without tool calls; "" when there was none, never None.
-      tool_calls: parsed calls, {"name": str, "arguments": dict} each.
+      tool_calls: parsed calls, {"type": "function", "function": {"name": str, "arguments": dict}} each, as `render`
+        takes them back.
       thinking_tokens: tokens sampled inside the block; at most the budget.
       budget_exhausted: whether the budget closed the block.
       finish_reason: "stop" for an end token or a stop string, "length" for max_new_tokens.

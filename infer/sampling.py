@@ -87,13 +87,14 @@ def sample(
     if valid_vocab < vocab:
         logits = jnp.where(jnp.arange(vocab)[None, :] < valid_vocab, logits, -jnp.inf)
     scaled = _scale(logits, seen, params)
-    largest = jnp.minimum(first_largest(scaled), valid_vocab - 1)
+    largest = first_largest(scaled)
     sizes = [size for size in TIERS if size * TIER_GAIN < vocab] + [vocab]
 
     def draw() -> Array:
         return jnp.where(params.greedy, largest, _draw(scaled, params, _uniform(keys), sizes))
 
-    return lax.cond(jnp.all(params.greedy), lambda: largest, draw)
+    token = lax.cond(jnp.all(params.greedy), lambda: largest, draw)
+    return jnp.minimum(token, valid_vocab - 1)  # a token even where the logits are NaN
 
 
 def first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
@@ -161,5 +161,5 @@ def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedShardin
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: Array, layer: Array, index: int) -> Array:
+def _set_layer(stack: Array, layer: Array, index: ArrayLike) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)

@@ -145,17 +145,18 @@ def _added_tokens(files: TokenizerFiles) -> dict[str, AddedToken]:
     if not declared:
         where = "added_tokens.json"
         declared = {i: {"content": text} for text, i in files.json(where).items()}
+    wrong = ValueError(
+        f"{where} of {files.source} must map token ids to tokens, got {str(declared)[:80]}: correct the file"
+    )
     found = {}
     try:
         for i, entry in declared.items():
             rules = any(entry.get(rule) for rule in ("lstrip", "rstrip", "single_word"))
             found[entry["content"]] = AddedToken(int(i), bool(entry.get("special")), rules)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        found = {"": AddedToken(-1, False)}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise wrong from error
     if not all(isinstance(text, str) and text and token.id >= 0 for text, token in found.items()):
-        raise ValueError(
-            f"{where} of {files.source} must map token ids to tokens, got {str(declared)[:80]}: correct the file"
-        )
+        raise wrong
     return found
 
 

@@ -28,7 +28,7 @@ class DataConfig:
     rows: int = 32  # packed rows in a batch
     length: int = 256  # tokens in a row
     curriculum_examples: int = 0  # the longest chain grows to its full length over so many examples; 0: at once
-    mixture: Mixture = Mixture()
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise ValueError(f"an override must be key=value, got {override!r}: write e.g. optimizer.learning_rate=1e-3")
+            raise ValueError(
+                f"an override must be key=value, got {override!r}: write e.g. optimizer.learning_rate=1e-3"
+            )
         _assign(values, key.split("."), yaml.safe_load(text))
     config = parse(TrainConfig, values)
     assert isinstance(config, TrainConfig)

@@ -32,7 +32,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Its calls need `jax.numpy_dtype_promotion("standard")` where promotion is strict."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=decay_mask
-        ),
+        optax.adamw(schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=decay_mask),
     )

@@ -72,7 +72,7 @@ class Demo:
 
         problem = tasks.sample(np.random.default_rng(_SEED), "arithmetic", 8, "held_out")
         question = prompts.question(problem, "en", 0)
-        modes = {
+        modes: dict[str, tuple[list[str], dict[str, Any]]] = {
             "thinking": ([], {}),
             "not thinking": (["--no-thinking"], {"enable_thinking": False}),
             f"at most {CUT} tokens of thinking": (["--thinking-budget", str(CUT)], {"thinking_budget": CUT}),

@@ -37,6 +37,7 @@ def keys_of(batch: int, seed: int = 0) -> jax.Array:
 
 
 draw = jax.jit(sample, static_argnames="valid_vocab")
+process = jax.jit(process_logits)
 
 
 def vectors(count: int, vocab: int, seed: int) -> np.ndarray:
@@ -84,7 +85,7 @@ def log_probs_of_transformers(logits: np.ndarray, rows: list[dict]) -> np.ndarra
 
 
 def our_log_probs(logits: np.ndarray, rows: list[dict]) -> np.ndarray:
-    kept = jax.jit(process_logits)(jnp.asarray(logits), jnp.zeros(logits.shape, bool), rows_of(*rows))
+    kept = process(jnp.asarray(logits), jnp.zeros(logits.shape, bool), rows_of(*rows))
     return np.asarray(jax.nn.log_softmax(kept, -1))
 
 
@@ -113,7 +114,7 @@ def test_presence_penalty_is_subtracted_once_before_temperature() -> None:
     logits = rng.normal(size=(3, 100)).astype(np.float32)
     seen = rng.random((3, 100)) < 0.3
     rows = [{"presence_penalty": p, "temperature": t} for p, t in [(1.5, 0.5), (0.0, 2.0), (-0.5, 1.0)]]
-    ours = process_logits(jnp.asarray(logits), jnp.asarray(seen), rows_of(*rows))
+    ours = process(jnp.asarray(logits), jnp.asarray(seen), rows_of(*rows))
     expected = np.stack(
         [(x - r["presence_penalty"] * s) / r["temperature"] for x, s, r in zip(logits, seen, rows, strict=True)]
     )
@@ -126,7 +127,7 @@ def test_greedy_is_argmax_after_the_penalty_and_the_first_among_equals() -> None
     greedy = {"temperature": 0.0, "top_k": 2, "top_p": 0.3}
     params = rows_of(greedy | {"presence_penalty": 0.2}, greedy, greedy | {"presence_penalty": 2.6})
     assert draw(logits, seen, params, keys_of(3), valid_vocab=4).tolist() == [2, 0, 0]
-    kept = process_logits(logits, seen, params)
+    kept = process(logits, seen, params)
     assert np.isfinite(kept).tolist() == [
         [False, False, True, False],
         [True, False, False, False],
@@ -134,15 +135,14 @@ def test_greedy_is_argmax_after_the_penalty_and_the_first_among_equals() -> None
     ]
 
 
-@pytest.mark.parametrize("vocab", [3, 64, 1000, 5000])
+@pytest.mark.parametrize("vocab", [3, 128, 1000])
 def test_first_largest_is_argmax(vocab: int) -> None:
     x = vectors(32, vocab, 3)
     x[:, 0] = np.maximum(x[:, 0], -3.0)  # at least one finite
     assert np.array_equal(jax.jit(first_largest)(jnp.asarray(x)), x.argmax(1))
-    assert jax.jit(first_largest)(jnp.full((1, vocab), jnp.nan)).item() < vocab
 
 
-@pytest.mark.parametrize(("vocab", "size"), [(300, 300), (300, 20), (1000, 7), (5000, 80), (6400, 100)])
+@pytest.mark.parametrize(("vocab", "size"), [(300, 300), (300, 20), (1000, 7), (6400, 80)])
 def test_best_logits_are_ordered_by_value_and_then_by_token(vocab: int, size: int) -> None:
     x = vectors(32, vocab, 4)
     x[x == 0] = 0.0
@@ -178,7 +178,7 @@ def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytes
         tokens.append(np.stack([run(keys_of(len(logits), seed)) for seed in range(rounds)]))
     assert np.array_equal(*tokens)
 
-    kept = process_logits(logits[::each], none_seen(logits[::each]), jax.tree.map(lambda x: x[::each], params))
+    kept = process(logits[::each], none_seen(logits[::each]), jax.tree.map(lambda x: x[::each], params))
     probabilities = np.asarray(jax.nn.softmax(kept, -1), np.float64)
     for i, row in enumerate(MIXED):
         counts = np.bincount(tokens[0][:, i * each : (i + 1) * each].ravel(), minlength=VOCAB)
@@ -233,6 +233,8 @@ def test_padding_and_minus_infinity_are_never_drawn() -> None:
         token = np.asarray(draw(logits, ~none_seen(logits), params, keys_of(batch, seed), valid_vocab=valid))
         assert (token < valid).all()
         assert not (token % 2).any()
+    token = draw(jnp.full_like(logits, jnp.nan), none_seen(logits), params, keys_of(batch), valid_vocab=valid)
+    assert (np.asarray(token) < valid).all()  # garbage in, but no index outside
 
 
 def test_one_trace_for_all_values() -> None:

@@ -18,7 +18,7 @@ from tests.qwen3_jax.checkpoints import BFLOAT16, edit_json, random_tensors, wri
 from tests.tiny import dense_config, moe_config
 
 DENSE = dense_config(vocab_size=64, num_hidden_layers=3, tie_word_embeddings=False)
-TIED = dense_config(vocab_size=64)
+TIED = dense_config(vocab_size=64, num_hidden_layers=3)
 MIXED = moe_config(vocab_size=64, num_hidden_layers=3, mlp_only_layers=(1,))
 CONFIGS = {"dense": DENSE, "tied": TIED, "mixed": MIXED}
 
@@ -74,8 +74,6 @@ def test_dtypes_are_taken_by_name_or_as_such(tmp_path):
     for dtype in ("int8", "bf16", jnp.int32, 7):
         with pytest.raises(ValueError, match="dtype must be one of bfloat16, float32, float16, got"):
             from_pretrained(tmp_path, dtype=dtype)
-    with pytest.raises(ValueError, match="layout must be 'stacked', 'unrolled' or None, got 'scanned'"):
-        from_pretrained(tmp_path, layout="scanned")
 
 
 def test_the_layout_is_chosen_by_backend(tmp_path):
@@ -128,7 +126,7 @@ def test_on_a_mesh_each_device_holds_its_slice_of_the_same_parameters(layout, on
     """`on_host` False takes the way of accelerators: layer by layer into a stack on the devices."""
     write_checkpoint(tmp_path, MIXED)
     _, expected = from_pretrained(tmp_path, dtype="float32", layout=layout)
-    monkeypatch.setattr(loading, "_shares_host_memory", lambda mesh: on_host)
+    monkeypatch.setattr(loading, "_shares_host_memory", lambda _: on_host)
     mesh = auto_mesh((2, 2), ("fsdp", "tensor"))
     _, params = from_pretrained(tmp_path, dtype="float32", layout=layout, mesh=mesh)
     assert_trees_equal(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, expected))
@@ -155,7 +153,7 @@ def test_two_devices_give_the_logits_of_one(tmp_path):
 def test_the_way_of_one_accelerator_gives_the_same_parameters(layout, tmp_path, monkeypatch):
     write_checkpoint(tmp_path, MIXED)
     _, expected = from_pretrained(tmp_path, dtype="float32", layout=layout)
-    monkeypatch.setattr(loading, "_shares_host_memory", lambda mesh: False)
+    monkeypatch.setattr(loading, "_shares_host_memory", lambda _: False)
     monkeypatch.setattr(loading, "_WINDOW", 3000)
     assert_trees_equal(from_pretrained(tmp_path, dtype="float32", layout=layout)[1], expected)
 
@@ -289,7 +287,7 @@ def test_a_value_that_float16_can_not_hold_is_refused_by_name(tmp_path):
 
 def test_what_is_neither_directory_nor_hub_id_is_refused(tmp_path):
     for name in ("./nowhere/here", "/nowhere", "nowhere", tmp_path / "nowhere" / "here"):
-        with pytest.raises(FileNotFoundError, match="must be a directory or a hub id, got .*: no such directory"):
+        with pytest.raises(FileNotFoundError, match=r"must be a directory or a hub id, got .*: no such directory"):
             resolve_checkpoint(name)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"must be a directory, got the file .*model\.safetensors"):

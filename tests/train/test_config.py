@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.support import REPO
 
+from tests.support import REPO
 from train.config import TrainConfig, load_config, parse, to_dict
 from train.run import main
 

@@ -1,14 +1,15 @@
 """Packing: literal batches, nothing lost, an exact place to resume, and no leak between the documents of a row."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.tiny import dense_config, shake
 
 from qwen3_jax.model import Qwen3
+from tests.tiny import dense_config, shake
 from train.data import Batch, Cursor, Example, batches, fill, pack
 from train.step import batch_loss
 
@@ -77,23 +78,28 @@ def random_documents(sizes: list[int], seed: int = 0) -> list[Example]:
     ]
 
 
-def test_packed_loss_equals_unpacked_loss() -> None:
-    model = Qwen3(dense_config())
-    params = shake(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+@pytest.fixture(scope="module")
+def model_and_params() -> tuple[Qwen3, Any]:
+    model = Qwen3(dense_config(tie_word_embeddings=False))
+    return model, shake(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+
+
+def test_packed_loss_equals_unpacked_loss(model_and_params: tuple[Qwen3, Any]) -> None:
+    model, params = model_and_params
+    loss = jax.jit(lambda batch: batch_loss(model, params, batch, 8))
     documents = random_documents([7, 5, 9, 3])
     packed = fill([[documents[0], documents[1]], [documents[2], documents[3]]], 16)
     alone = fill([[document] for document in documents], 16)
-    (together, count), (apart, same) = (batch_loss(model, params, batch, 8) for batch in (packed, alone))
+    (together, count), (apart, same) = (loss(batch) for batch in (packed, alone))
     assert int(count) == int(same) == sum(sum(document.loss[1:]) for document in documents)
     np.testing.assert_allclose(together, apart, rtol=1e-6)
 
 
-def test_no_gradient_crosses_from_one_document_to_another() -> None:
+def test_no_gradient_crosses_from_one_document_to_another(model_and_params: tuple[Qwen3, Any]) -> None:
     """The loss of the second document has exactly zero gradient into the embeddings of the first."""
-    model = Qwen3(dense_config(tie_word_embeddings=False))
-    params = shake(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    model, params = model_and_params
     first, second = Example(tokens=[1, 2, 3], loss=[False] * 3), Example(tokens=[4, 5, 6, 7], loss=[True] * 4)
-    batch = fill([[first, second]], 10)
-    grads = jax.grad(lambda params: batch_loss(model, params, batch, 16)[0])(params)
+    grad = jax.jit(jax.grad(lambda params, batch: batch_loss(model, params, batch, 16)[0]))
+    grads = grad(params, fill([[first, second]], 10))
     reached = np.flatnonzero(np.abs(np.asarray(grads["embed_tokens"])).sum(1))
     assert reached.tolist() == [4, 5, 6]  # the last token has nothing to predict; 1, 2, 3 are another document

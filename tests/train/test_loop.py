@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 
 from qwen3_jax.checkpoint import from_pretrained
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import spec_tree
+from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Cursor, batches
 from train.loop import prefetch, train
@@ -63,8 +63,9 @@ def test_the_loss_falls_and_every_step_is_reported(finished: tuple[TrainConfig, 
     assert report[-1]["loss"] < 0.8 * report[0]["loss"]
     batch, _ = next(batches(source(settings), Cursor(10_000), 2, 256))
     model = Qwen3(ModelConfig.from_hf(MODEL), layout="unrolled")
-    fresh = model.init(jax.random.key(0), batch.tokens)["params"]
-    loss = [float(batch_loss(model, params, batch, 64)[0]) for params in (fresh, state.params)]
+    fresh = jax.jit(model.init)(jax.random.key(0), jnp.asarray(batch.tokens))["params"]
+    loss_of = jax.jit(lambda params, batch: batch_loss(model, params, batch, 64)[0])
+    loss = [float(loss_of(params, batch)) for params in (fresh, state.params)]
     assert loss[1] < 0.85 * loss[0]  # on examples it has not seen
 
 
@@ -103,7 +104,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     settings = config(tmp_path, optimizer={"warmup_steps": 1, "learning_rate": 1e38, "clip_norm": 1e38})
-    with pytest.raises(FloatingPointError, match="at step [2-5]"):
+    with pytest.raises(FloatingPointError, match=r"at step [2-5]:"):
         train(settings, source(settings))
 
 
@@ -117,8 +118,6 @@ def test_run_exports_a_checkpoint_that_loads_and_refuses_another_configuration(t
     again, same = from_pretrained(run(settings), dtype="float32")  # nothing left to do: exports again
     jax.tree.map(np.testing.assert_array_equal, params, same)
     assert again.config == model.config
-    tokens = jnp.arange(8, dtype=jnp.int32)[None]
-    assert model.apply({"params": params}, tokens).logits.shape == (1, 8, MODEL["vocab_size"])
     with pytest.raises(ValueError, match="got one that differs in optimizer, steps"):
         run(dataclasses.replace(settings, steps=9, optimizer=dataclasses.replace(settings.optimizer, b1=0.5)))
 

@@ -28,7 +28,8 @@ def reference(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, mask: n
 @pytest.mark.parametrize("chunk", [1, 4, 21, 64])
 def test_chunks_equal_the_whole(chunk: int) -> None:
     hidden, head, targets, mask = arrays()
-    total, count = cross_entropy(jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), jnp.asarray(mask), chunk)
+    arguments = [jnp.asarray(x) for x in (hidden, head, targets, mask)]
+    total, count = jax.jit(cross_entropy, static_argnums=4)(*arguments, chunk)
     np.testing.assert_allclose(total, reference(hidden, head, targets, mask), rtol=1e-5)
     assert int(count) == mask.sum()
 
@@ -40,17 +41,16 @@ def test_gradients_equal_those_of_the_whole_logits() -> None:
         log_probs = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head))
         return -jnp.sum(jnp.where(mask, jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0], 0.0))
 
-    ours = jax.grad(lambda h, w: cross_entropy(h, w, targets, mask, 4)[0], argnums=(0, 1))(hidden, head)
-    theirs = jax.grad(whole, argnums=(0, 1))(hidden, head)
+    ours = jax.jit(jax.grad(lambda h, w: cross_entropy(h, w, targets, mask, 4)[0], argnums=(0, 1)))(hidden, head)
+    theirs = jax.jit(jax.grad(whole, argnums=(0, 1)))(hidden, head)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_inputs_give_float32_losses() -> None:
     hidden, head, targets, mask = arrays()
-    total, _ = cross_entropy(
-        jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16), jnp.asarray(targets), jnp.asarray(mask), 8
-    )
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, head)]
+    total, _ = jax.jit(cross_entropy, static_argnums=4)(*narrow, jnp.asarray(targets), jnp.asarray(mask), 8)
     assert total.dtype == jnp.float32
     np.testing.assert_allclose(total, reference(hidden, head, targets, mask), rtol=2e-2)
 

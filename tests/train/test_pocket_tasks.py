@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from tests.train.pocket_fixtures import pocket_tokenizer
 
+from tests.train.pocket_fixtures import pocket_tokenizer
 from train.config import DataConfig
 from train.pocket import prompts, tasks
 from train.pocket.source import PocketSource, to_example

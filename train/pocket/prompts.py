@@ -2,11 +2,11 @@
 
 A training sample has the shapes of Qwen3's report (arXiv 2505.09388, section 4.3 and table 9):
 
-    mode           prompt ends with                              the model writes
-    thinking       ... /think  (or no flag)  <|im_start|>assistant\\n      <think>\\n7+5=2\\n</think>\\n\\nAnswer: 2<|im_end|>
-    soft switch    ... /no_think             <|im_start|>assistant\\n      <think>\\n\\n</think>\\n\\nAnswer: 2<|im_end|>
-    hard switch    anything, empty block     <think>\\n\\n</think>\\n\\n      Answer: 2<|im_end|>
-    cut thinking   as thinking; after a random number of thinking tokens the stop-thinking text, then the answer
+    mode          what decides                    the model writes
+    thinking      /think last, or no flag         <think>\\n7+5=2\\n</think>\\n\\nThe answer is 2.<|im_end|>
+    soft switch   /no_think last                  <think>\\n\\n</think>\\n\\nThe answer is 2.<|im_end|>
+    hard switch   empty block in the prompt       The answer is 2.<|im_end|>
+    cut thinking  as thinking, but at a random token the stop-thinking text follows, then the answer
 """
 
 import dataclasses
@@ -158,7 +158,9 @@ def conversation(rng: np.random.Generator, mixture: Mixture, split: tasks.Split 
         text, content = random_question(rng, problem)
         thinking = problem.thinking
     draw = rng.random()
-    mode: Mode = "think" if draw < mixture.thinking else "hard" if draw < mixture.thinking + mixture.hard else "no_think"
+    mode: Mode = (
+        "think" if draw < mixture.thinking else "hard" if draw < mixture.thinking + mixture.hard else "no_think"
+    )
     turns = int(rng.integers(1, 3)) if rng.random() < mixture.multi_turn else 0
     flag = {"think": "/think" if rng.random() < mixture.flagged else "", "no_think": "/no_think"}.get(mode)
     if flag is None:  # the hard switch wins over whatever is written

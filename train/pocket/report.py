@@ -13,9 +13,9 @@ Made by
     python -m train.pocket.evaluate {model} --out docs/results --problems {problems} --seed {seed} --dtype {dtype} \
 --temperature {temperature:g}
 
-on {problems} different held-out problems (a tenth of all problems, chosen by hash, is never trained on) of 1 to {steps}
-steps, in nine languages; greedy decoding unless a temperature is given. All numbers: `pocket.json`. The training record is
-in `pocket-training/`.
+on {problems} different held-out problems (a tenth of all problems, chosen by hash, is never trained on) of 1 to
+{steps} steps, in nine languages; temperature 0 is greedy decoding. All numbers: `pocket.json`. The training record:
+`pocket-training/`.
 
 ## Thinking against not thinking
 
@@ -38,10 +38,10 @@ switch (`enable_thinking=False`, the empty think block in the prompt) overrides 
 
 {budgets}
 
-At the budget the documentation's stop-thinking text is fed in place of samples; then the model answers. A budget of 0 is
-the hard switch. **The ability was trained for**: in training, a share of the thinking samples (`data.mixture.cut_thinking`,
-0.3 in `configs/train/pocket.yaml`) is cut at a random token, followed by the stop-thinking text (without loss) and the
-answer. Qwen3's report says that there it came by itself.
+At the budget the documentation's stop-thinking text is fed in place of samples; then the model answers. A budget of 0
+is the hard switch. **The ability was trained for**: in training, a share of the thinking samples
+(`data.mixture.cut_thinking`, 0.3 in `configs/train/pocket.yaml`) is cut at a random token, followed by the
+stop-thinking text (without loss) and the answer. Qwen3's report says that there it came by itself.
 """
 
 

@@ -1,7 +1,7 @@
 """The pocket model's world: small problems with one checkable answer, made from a seed, graded from 1 to 12 steps.
 
-Each family states a chain of operations on a small state. `thinking` writes one tiny step a line, so a model that copies
-and updates a state one line at a time is right; answering directly means running the whole chain in one forward pass.
+Each family states a chain of operations on a small state. `thinking` writes one tiny step a line, so a model that
+updates a state one line at a time is right; answering directly means running the whole chain in one forward pass.
 
     arithmetic  "7+5*3-2", left to right, modulo 10         cups  a ball under one of four cups, cups swapped in pairs
                 7+5=2                                             start B, swaps AB CD AC
