@@ -46,7 +46,7 @@ setup(
     name="qwen3-jax",
     version="0.1.0",
     description="Qwen3 in JAX and Flax: the same code on a laptop, in Colab and on a TPU pod",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

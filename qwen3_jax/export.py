@@ -156,7 +156,7 @@ def _check_params(config: ModelConfig, params: Params) -> None:
     flat, _ = jax.tree_util.tree_flatten_with_path(dict(params))
     given = {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
     problems = [
-        f"{'.'.join(path)}: missing, expected {list(shape)}" for path, shape in expected.items() if path not in given
+        f"{'.'.join(path)}: expected {list(shape)}, got none" for path, shape in expected.items() if path not in given
     ]
     for path, leaf in given.items():
         if path not in expected:

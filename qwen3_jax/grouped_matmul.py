@@ -4,8 +4,8 @@ Two implementations of the same function, because XLA lowers `jax.lax.ragged_dot
 GPU (64 experts are then 64 times the work):
 
   tiles       a loop over tiles of consecutive rows of one expert; its trip count is the number of tiles there are, so
-              an expert without rows costs nothing and its weights are not read. What CPU runs.
-  ragged_dot  `jax.lax.ragged_dot_general`, a kernel on TPU.
+              an expert without rows costs nothing and its weights are not read. What CPU runs, and TPU for few rows.
+  ragged_dot  `jax.lax.ragged_dot_general`, a kernel on TPU (which wants [E, I, O] and transposes `w` first).
 
 Dimensions: A rows (one for each token and expert chosen for it), E experts, I in, O out.
 """
@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Int
 from qwen3_jax.linear import linear
 
 Implementation = Literal["tiles", "ragged_dot"]
+
+_LOOP_BYTES = 16 * 1024  # XLA:CPU's limit on the row of a fused matrix-vector product, see qwen3_jax.linear
 
 _ROWS_AND_EXPERTS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
@@ -118,8 +120,12 @@ def _matrix(w: Float[Array, "E O I"], group: Int[Array, ""]) -> Float[Array, "O 
 
 
 def _times(x: Float[Array, "R I"], matrix: Float[Array, "O I"]) -> Float[Array, "R O"]:
-    """x @ matrix.T in float32, spelled so that one row reads the matrix out of `w` without a copy."""
-    if x.shape[0] == 1 and x.dtype == jnp.float32:
+    """x @ matrix.T in float32, spelled so that one row reads the matrix out of `w` without a copy.
+
+    Inside a loop this takes the transpose where `linear`'s own float32 spelling copies (1.6 times slower); a longer row
+    than the limit does not go this way at all (20 times slower).
+    """
+    if x.shape[0] == 1 and x.dtype == jnp.float32 and x.nbytes < _LOOP_BYTES:
         return x @ matrix.T
     return linear(x, matrix, out_dtype=jnp.float32)
 

@@ -47,7 +47,11 @@ def inspect_checkpoint(path_or_hub_id: str | Path) -> dict[str, Any]:
         "path": str(directory),
         **inspect_config(config),
         "files": _describe_files(entries),
-        "generation": {k: v for k, v in dataclasses.asdict(generation).items() if v not in (None, ())},
+        "generation": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(generation).items()
+            if value not in (None, ())
+        },
         "tokenizer": _describe_tokenizer(directory, tok),
         "template": template,
         "odd": odd,

@@ -55,10 +55,20 @@ class Context:
 
 def declare(module: nn.Module, specs: dict[str, ParamSpec], config: ModelConfig, dtype: Any) -> dict[str, Array]:
     """Declares (at init) or fetches (at apply) the parameters of `specs` in `module`'s scope."""
-    return {
-        name: module.param(name, spec.initializer(config.initializer_range), spec.shape, dtype)
-        for name, spec in specs.items()
-    }
+
+    def fetch(name: str, spec: ParamSpec) -> Array:
+        if not module.has_variable("params", name):
+            return module.param(name, spec.initializer(config.initializer_range), spec.shape, dtype)
+        # `param` would trace the initializer only to compare shapes, which is a third of all tracing time.
+        value: Array = module.get_variable("params", name)
+        if value.shape != spec.shape:
+            raise ValueError(
+                f"parameter {'/'.join((*module.path, name))} must have shape {spec.shape}, got {value.shape}: the "
+                "parameters are those of another configuration"
+            )
+        return value
+
+    return {name: fetch(name, spec) for name, spec in specs.items()}
 
 
 class DecoderLayer(nn.Module):

@@ -80,8 +80,10 @@ def choose_execution(backend: str, num_tokens: int, config: ModelConfig, platfor
                   were chosen, each once or nearly so, from one token (tiles of one row) to thousands.
       ragged_dot  the same over `jax.lax.ragged_dot_general`.
       grouped     tiles on CPU, ragged_dot elsewhere.
-      auto        CPU and TPU: grouped. GPU: gather while fewer assignments than experts, where it reads less than
-                  ragged_dot, which XLA lowers densely there (a kernel comes with expert parallelism); else grouped.
+      auto        grouped, except while there are fewer assignments than experts (decoding): then tiles on TPU, where
+                  they too read the weights in place and ragged_dot transposes those of all experts at every call, and
+                  gather on GPU, where a loop of many small steps is slow and XLA lowers ragged_dot densely over all
+                  experts (a kernel comes with expert parallelism).
 
     Args:
       platform: of the device; JAX's default backend when left out. Compiling ahead of time for another one names it.
@@ -96,8 +98,9 @@ def choose_execution(backend: str, num_tokens: int, config: ModelConfig, platfor
     platform = platform or jax.default_backend()
     if platform == "cpu":
         return "tiles"
-    few = num_tokens * config.num_experts_per_tok < config.num_experts
-    return "gather" if backend == "auto" and platform != "tpu" and few else "ragged_dot"
+    if backend == "auto" and num_tokens * config.num_experts_per_tok < config.num_experts:
+        return "tiles" if platform == "tpu" else "gather"
+    return "ragged_dot"
 
 
 def expert_counts(experts: Int[Array, "*T X"], num_experts: int) -> Int[Array, " E"]:

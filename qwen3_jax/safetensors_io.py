@@ -83,7 +83,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise ValueError(f"{path} must hold a header of {length} bytes, got {total - 8}: cut short, fetch it again")
         try:
             header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise ValueError(f"{path} must be a safetensors file, got a header that is not JSON: fetch it again")

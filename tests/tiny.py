@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.params import Layout, ParamSpec, restack, spec_tree
 
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
@@ -75,12 +77,16 @@ def moe_config(**changes: Any) -> ModelConfig:
     return dense_config(**{"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, **changes})
 
 
-def shake(params: Any, scale: float = 0.2, seed: int = 7) -> Any:
-    """Adds noise to every parameter, norms included: what a new model leaves at 1 or near 0 must count in tests."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [
-        leaf + jnp.asarray(scale, leaf.dtype) * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+def random_params(config: ModelConfig, layout: Layout = "stacked", seed: int = 7, dtype: Any = np.float32) -> Any:
+    """Parameters drawn by numpy, norms around 1: what `init` leaves at exactly 1 or near 0 must count in tests.
+
+    Both layouts get the same numbers. (`model.init` compiles a generator for every shape: seconds a test.)
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(spec: ParamSpec) -> Any:
+        values = rng.normal(size=spec.shape) * 0.2 + (spec.init == "ones")
+        return jnp.asarray(values.astype(dtype))
+
+    unrolled = jax.tree.map(draw, spec_tree(config, "unrolled"), is_leaf=lambda x: isinstance(x, ParamSpec))
+    return unrolled if layout == "unrolled" else restack(unrolled, config)

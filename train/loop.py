@@ -1,12 +1,13 @@
 """The training loop: dispatches step n, then reports step n-1; resumes exactly; stops where the loss is not finite."""
 
+import contextlib
 import json
 import math
 import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +101,23 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
             _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
         reporter = Reporter(run_dir / "metrics.jsonl", config)
         first = int(state.step) + 1
-        stream = prefetch(batches(source, cursor, config.data.rows, config.data.length))
-        for step in range(first, config.steps + 1):
-            batch, cursor = next(stream)
-            state, metrics = step_function(state, batch)
-            reporter.push(step, metrics, int((batch.segment_ids > 0).sum()))
-            if step % config.checkpoint_every == 0 or step == config.steps or stop.asked:
-                reporter.flush()  # a state that is not finite is never saved
-                checkpoints.save(state, cursor)
-            if stop.asked:
-                print(f"asked to stop: saved step {step}, run the same command to go on", flush=True)
-                break
+        with contextlib.closing(prefetch(batches(source, cursor, config.data.rows, config.data.length))) as stream:
+            for step in range(first, config.steps + 1):
+                batch, cursor = next(stream)
+                state, metrics = step_function(state, batch)
+                reporter.push(step, metrics, int((batch.segment_ids > 0).sum()))
+                stopping = stop.asked
+                if step % config.checkpoint_every == 0 or step == config.steps or stopping:
+                    reporter.flush()  # a state that is not finite is never saved
+                    checkpoints.save(state, cursor)
+                if stopping:
+                    print(f"asked to stop: saved step {step}, run the same command to go on", flush=True)
+                    break
         reporter.flush()
-        stream.close()
     return model, jax.block_until_ready(state)
 
 
-def prefetch(stream: Iterator[tuple[Batch, Cursor]], ahead: int = 2) -> Iterator[tuple[Batch, Cursor]]:
+def prefetch(stream: Iterator[tuple[Batch, Cursor]], ahead: int = 2) -> Generator[tuple[Batch, Cursor], None, None]:
     """Makes the next batches in a thread while the devices work; an error in it is raised at `next`."""
     made: queue.Queue[Any] = queue.Queue(maxsize=ahead)
     done = threading.Event()

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from qwen3_jax.checkpoint import save_pretrained
+from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
@@ -27,6 +28,7 @@ def run(config: TrainConfig) -> Path:
     Raises:
       ValueError: no run_dir, a vocabulary that does not fit, or `run_dir` holds a run of another configuration.
       FloatingPointError: the loss is not finite.
+      SystemExit: 143 after SIGTERM, when the state is saved.
     """
     if not config.run_dir:
         raise ValueError("run_dir must be set, got nothing: add run_dir=DIR to the command")
@@ -35,10 +37,13 @@ def run(config: TrainConfig) -> Path:
             f"tokenizer.vocab_size must be at most model.vocab_size={config.model.get('vocab_size')}, got "
             f"{config.tokenizer.vocab_size}: lower it"
         )
+    ModelConfig.from_hf(config.model)  # a mistake in it shows before anything is written
     run_dir = Path(config.run_dir)
     _claim(run_dir, config)
     tok = make_tokenizer(run_dir / "tokenizer", config)
     model, state = train(config, PocketSource(tok, config.data, config.seed))
+    if int(state.step) < config.steps:
+        raise SystemExit(143)  # SIGTERM: the state is saved, there is nothing to export yet
     directory = run_dir / "model"
     save_pretrained(directory, model.clone(generation=generation_defaults(tok)), state.params, tok)
     return directory

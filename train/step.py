@@ -77,7 +77,7 @@ def make_step(model: Qwen3, config: TrainConfig) -> Callable[[TrainState, Batch]
             lambda params: batch_loss(model, params, batch, config.loss_chunk), has_aux=True
         )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            grad_norm = optax.global_norm(grads)
+            grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             learning_rate = jnp.asarray(rate(state.step), jnp.float32)

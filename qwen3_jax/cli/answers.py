@@ -69,6 +69,7 @@ class AnswerWriter:
     def _write(self, text: str, style: str | None = None) -> None:
         if self._terminal:
             text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+        if style and self._terminal:
             self._console.out(text, style=style, end="", highlight=False)
         else:
             print(text, end="", flush=True)

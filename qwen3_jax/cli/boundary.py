@@ -25,8 +25,8 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
             status = action()
             sys.stdout.flush()
             return status
-        except SystemExit as leave:  # argparse, after --help
-            return leave.code if isinstance(leave.code, int) else SUCCESS
+        except SystemExit as leave:  # argparse after --help; rich, with 1, when the reader of our output has left
+            return PIPE_CLOSED if leave.code else SUCCESS
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return INTERRUPTED

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from infer import Piece
 from qwen3_jax.checkpoint import from_pretrained, parse_dtype, read_generation
@@ -74,9 +75,8 @@ def load(opened: Opened) -> tuple[Qwen3, Params, float]:
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A spinner on a terminal's stderr, nothing elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(f"[dim]{what} ...[/dim]"):
+    if sys.stderr.isatty():
+        with Console(stderr=True).status(Text(f"{what} ...", style="dim"), refresh_per_second=4):
             yield
     else:
         yield

@@ -81,6 +81,8 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError(f"--system must stand with --prompt or --prompt-file, got {source}: write it there")
     if args.tools is not None and given[0] == "raw":
         raise UsageError("--tools must stand with a chat prompt, got --raw: describe them in the raw text")
+    if args.stop_thinking_text is not None and args.thinking_budget is None:
+        raise UsageError("--stop-thinking-text is written at the budget, got no budget: add --thinking-budget")
     if args.json and args.show_thinking is not None:
         raise UsageError(
             "--json always holds the thinking, got --show-thinking or --no-show-thinking too: leave it out"

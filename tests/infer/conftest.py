@@ -2,15 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.model import Qwen3
-from qwen3_jax.params import unstack
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
-from tests.tiny import dense_config, moe_config, shake, write_tokenizer
+from tests.tiny import dense_config, moe_config, random_params, write_tokenizer
 
 
 class Ready(NamedTuple):
@@ -29,8 +26,7 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def build(config, tok: Tokenizer, eos: tuple[int, ...] = ()) -> Ready:
     # No token of a random model is an end by accident, unless a test says so.
     model = Qwen3(config, generation=GenerationDefaults(eos_token_ids=eos or (config.vocab_size - 1,)))
-    params = shake(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return Ready(model, unstack(params, config), tok)
+    return Ready(model, random_params(config, "unrolled"), tok)
 
 
 @pytest.fixture(scope="session")

@@ -167,15 +167,16 @@ SMALL_TIERS = (8, 40)
 
 
 def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
-    each, rounds = 160, 16
+    each, rounds = 64, 12
     logits = jnp.asarray(np.random.default_rng(5).normal(size=(1, VOCAB)).astype(np.float32)) * 2
     logits = jnp.broadcast_to(logits, (each * len(MIXED), VOCAB))
     params = rows_of(*[row for row in MIXED for _ in range(each)])
     tokens = []
     for tiers in (SMALL_TIERS, ()):
         monkeypatch.setattr(sampling, "TIERS", tiers)
-        run = jax.jit(lambda keys: sample(logits, none_seen(logits), params, keys, VOCAB))
-        tokens.append(np.stack([run(keys_of(len(logits), seed)) for seed in range(rounds)]))
+        run = jax.jit(lambda *args: sample(*args, VOCAB))
+        keys = [keys_of(len(logits), seed) for seed in range(rounds)]
+        tokens.append(np.stack([run(logits, none_seen(logits), params, key) for key in keys]))
     assert np.array_equal(*tokens)
 
     kept = process(logits[::each], none_seen(logits[::each]), jax.tree.map(lambda x: x[::each], params))
@@ -186,27 +187,28 @@ def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytes
         assert not counts[expected == 0].any(), row
         rare = expected < 8  # one bin together
         counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-        assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3, row
+        if len(expected) > 2:  # more than the greedy row's one token
+            assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3, row
 
 
 def test_a_row_depends_on_neither_neighbours_nor_batch_size() -> None:
     """Not a bit of it: eight different rows alone, in any order, and beside rows that need the whole vocabulary."""
-    vocab, rounds = 1500, 12
+    vocab, valid = 1500, 1400
     logits = jnp.asarray(vectors(8, vocab, 7)) + 0.0
     seen = jnp.asarray(np.random.default_rng(8).random((8, vocab)) < 0.1)
     params = rows_of(*MIXED)
-    shuffled = np.random.default_rng(9).permutation(8)
     hard = repeated({"temperature": 3.0, "top_k": 1000}, 8)
-    for seed in range(rounds):
+    pick = jax.jit(lambda rows, at: jax.tree.map(lambda x: x[at], rows))
+    for seed in range(2):
         keys = keys_of(8, seed)
-        together = np.asarray(draw(logits, seen, params, keys, valid_vocab=vocab))
-        order = jax.tree.map(lambda x: x[shuffled], (logits, seen, params, keys))
-        assert np.array_equal(draw(*order, valid_vocab=vocab), together[shuffled])
-        i = seed % 8
-        alone = jax.tree.map(lambda x: x[i : i + 1], (logits, seen, params, keys))  # noqa: B023
-        assert draw(*alone, valid_vocab=vocab).item() == together[i]
-        beside = jax.tree.map(lambda x, y: y.at[i].set(x[i]), params, hard)  # noqa: B023
-        assert draw(logits, seen, beside, keys, valid_vocab=vocab)[i] == together[i]
+        rows = (logits, seen, params, keys)
+        together = np.asarray(draw(*rows, valid_vocab=valid))
+        shuffled = np.random.default_rng(seed).permutation(8)
+        assert np.array_equal(draw(*pick(rows, shuffled), valid_vocab=valid), together[shuffled])
+        for i in range(8):
+            assert draw(*pick(rows, np.array([i])), valid_vocab=valid).item() == together[i]
+            beside = jax.tree.map(lambda x, y: jnp.where(np.arange(8) == i, x, y), params, hard)  # noqa: B023
+            assert draw(logits, seen, beside, keys, valid_vocab=valid)[i] == together[i]
 
 
 def test_an_answered_row_never_reaches_a_later_tier(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -381,7 +381,7 @@ def test_loading_takes_the_memory_of_the_parameters_and_little_more(tmp_path):
     sizes = {"hidden_size": 2048, "head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}
     dense = dense_config(**sizes, intermediate_size=8192, vocab_size=16384, num_hidden_layers=8)
     sparse = moe_config(
-        **sizes, num_experts=16, moe_intermediate_size=768, vocab_size=16384, num_hidden_layers=6, intermediate_size=64
+        **sizes, num_experts=16, moe_intermediate_size=768, vocab_size=16384, num_hidden_layers=3, intermediate_size=64
     )
     cases, largest = [], []
     for name, config, kind in (("dense", dense, ("BF16", 2)), ("sparse", sparse, ("F32", 4))):

@@ -135,7 +135,7 @@ class Unwilling:
     """A tokenizer whose files can not be written."""
 
     def save(self, directory):
-        raise OSError("disk full")
+        raise OSError(f"disk full at {directory.name}")
 
 
 def test_a_failure_leaves_the_old_checkpoint(tmp_path):

@@ -205,9 +205,10 @@ def test_expert_counts():
         ("auto", 512, "cpu", "tiles"),
         ("auto", 1, "gpu", "gather"),
         ("auto", 512, "gpu", "ragged_dot"),
-        ("auto", 1, "tpu", "ragged_dot"),
+        ("auto", 1, "tpu", "tiles"),
+        ("auto", 512, "tpu", "ragged_dot"),
         ("grouped", 1, "cpu", "tiles"),
-        ("grouped", 1, "gpu", "ragged_dot"),
+        ("grouped", 1, "tpu", "ragged_dot"),
         ("reference", 1, "tpu", "reference"),
     ],
 )

@@ -96,6 +96,5 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(variant, layout, tmp
     theirs = hf.logits(reference, tokens)
     exact = hf.logits(reference.float(), tokens)  # the same bfloat16 weights, computed in float32
     ours = divergence(exact, run(model, params, tokens))
-    print(variant, layout, ours, divergence(exact, theirs))
     assert ours < 1e-3
     assert ours <= 1.2 * divergence(exact, theirs)

@@ -4,12 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qwen3_jax.model import Qwen3
-from tests.tiny import dense_config, shake
+from tests.tiny import dense_config, random_params
 from train.data import Batch, Cursor, Example, batches, fill, pack
 from train.step import batch_loss
 
@@ -80,8 +79,8 @@ def random_documents(sizes: list[int], seed: int = 0) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def model_and_params() -> tuple[Qwen3, Any]:
-    model = Qwen3(dense_config(tie_word_embeddings=False))
-    return model, shake(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    config = dense_config(tie_word_embeddings=False)
+    return Qwen3(config), random_params(config)
 
 
 def test_packed_loss_equals_unpacked_loss(model_and_params: tuple[Qwen3, Any]) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,11 @@ from qwen3_jax.params import spec_tree
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Cursor, batches
-from train.loop import prefetch, train
+from train.loop import Reporter, prefetch, train
 from train.optimizer import decay_mask, schedule
 from train.pocket.source import PocketSource
 from train.run import run
-from train.step import TRACES, batch_loss
+from train.step import TRACES, Metrics, batch_loss
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:
@@ -73,27 +76,37 @@ def test_the_step_is_traced_once(finished: tuple[TrainConfig, Any, int]) -> None
     assert finished[2] == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Breaks:
+    """The same examples, until `what` happens when example `at` is asked for."""
+
+    settings: TrainConfig
+    at: int
+    what: Callable[[], None]
+
+    def example(self, index: int) -> Any:
+        if index == self.at:
+            self.what()
+        return source(self.settings).example(index)
+
+
+class Broken(Exception):
+    pass
+
+
 def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, Any, int], tmp_path: Path) -> None:
     whole, expected, _ = finished
     settings = dataclasses.replace(whole, run_dir=str(tmp_path))
 
-    class Interrupted(Exception):
-        pass
+    def breaks() -> None:
+        raise Broken
 
-    class Breaks:
-        """The same examples, until the machine dies somewhere after step 6."""
-
-        made = 0
-
-        def example(self, index: int) -> Any:
-            self.made += 1
-            if self.made > 110 and (tmp_path / "checkpoints" / "6").exists():
-                raise Interrupted
-            return source(settings).example(index)
-
-    with pytest.raises(Interrupted):
-        train(settings, Breaks())
-    assert lines(tmp_path)[-1]["step"] < 12
+    with pytest.raises(Broken):  # between the checkpoint of step 6 and the end
+        train(settings, Breaks(settings, at=75, what=breaks))
+    assert 6 < lines(tmp_path)[-1]["step"] < 12
+    # From step 6 on again; SIGTERM saves the step it is at.
+    _, state = train(settings, Breaks(settings, at=80, what=lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert 6 < int(state.step) < 12
     _, state = train(settings, source(settings))
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -103,9 +116,13 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    settings = config(tmp_path, optimizer={"warmup_steps": 1, "learning_rate": 1e38, "clip_norm": 1e38})
-    with pytest.raises(FloatingPointError, match=r"at step [2-5]:"):
-        train(settings, source(settings))
+    reporter = Reporter(tmp_path / "metrics.jsonl", config(tmp_path))
+    one, nan = jnp.float32(1.0), jnp.float32(float("nan"))
+    reporter.push(1, Metrics(loss=one, tokens=one, grad_norm=one, learning_rate=one), tokens=5)
+    reporter.push(2, Metrics(loss=nan, tokens=one, grad_norm=one, learning_rate=one), tokens=5)
+    assert [line["step"] for line in lines(tmp_path)] == [1]  # step 2 is not waited for yet
+    with pytest.raises(FloatingPointError, match="got nan at step 2"):
+        reporter.flush()
 
 
 def test_run_exports_a_checkpoint_that_loads_and_refuses_another_configuration(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    # The stubs leave these arguments out; they change no text, only make tokenizer.json say what Qwen3's says.
+    options = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    tokenizer.decoder = decoders.ByteLevel(**options)
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=base,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qwen3_jax.checkpoint import save_pretrained
@@ -15,6 +16,7 @@ from qwen3_jax.cli import main
 from qwen3_jax.compile_cache import VARIABLE
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.model import Qwen3
+from qwen3_jax.params import spec_tree
 from qwen3_jax.tokenizer import load_tokenizer
 from tests import tiny
 
@@ -32,10 +34,12 @@ def checkpoint(tmp_path_factory) -> Path:
     """Two layers with random weights, the tiny tokenizer, a context of 512. Left alone by every test."""
     directory = tmp_path_factory.mktemp("cli") / "tiny"
     tok = load_tokenizer(tiny.write_tokenizer(tmp_path_factory.mktemp("cli-tokenizer")))
-    model = Qwen3(
-        tiny.dense_config(max_position_embeddings=512), generation=GenerationDefaults(eos_token_ids=(tok.eos_token_id,))
+    config, rng = tiny.dense_config(max_position_embeddings=512), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda spec: jnp.asarray(0.2 * rng.standard_normal(spec.shape) + (spec.init == "ones"), jnp.float32),
+        spec_tree(config, "unrolled"),
     )
-    params = tiny.shake(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    model = Qwen3(config, generation=GenerationDefaults(eos_token_ids=(tok.eos_token_id,)))
     save_pretrained(directory, model, params, tok)
     return directory
 

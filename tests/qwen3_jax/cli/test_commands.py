@@ -34,7 +34,7 @@ def test_inspect_knows_the_published_sizes(run):
     [
         ((), "got neither"),
         ((".", "--model-config", "qwen3-0.6b"), "got both"),
-        (("--model-config", "qwen3-0.7b"), "did you mean qwen3-0.6b?"),
+        (("--model-config", "qwen3-0.6"), "did you mean qwen3-0.6b?"),
         (("no/such/place",), "no such"),
         (("tests",), "config.json"),
     ],

@@ -1,4 +1,4 @@
-"""The program as users start it: exit status, what is imported, the compile cache, a terminal with Ctrl-C and Ctrl-D."""
+"""The program as users start it: exit status, imports, the compile cache, a terminal with Ctrl-C and Ctrl-D."""
 
 import json
 import os
