@@ -74,12 +74,13 @@ class Conversation:
     """What has been said, and how the next answer is made.
 
     Attributes:
+      tok: the tokenizer, whose template says how turns are written.
       messages: the turns so far, for the chat template (which leaves out the thinking of earlier turns).
       config: settings of the next answer.
     """
 
     def __init__(self, tok: Any, config: Any, system: str | None = None) -> None:
-        self._tok = tok
+        self.tok = tok
         self._start: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self._flag = ""
         self._turn = 0
@@ -95,8 +96,8 @@ class Conversation:
         seed = (self.config.seed + self._turn) % 2**32
         limit = self.config.max_new_tokens
         if limit is not None:
-            prompt = self._tok.render(messages, enable_thinking=self.config.thinks, add_generation_prompt=True)
-            limit = max(1, min(limit, context - len(self._tok.encode(prompt))))
+            prompt = self.tok.render(messages, enable_thinking=self.config.thinks, add_generation_prompt=True)
+            limit = max(1, min(limit, context - len(self.tok.encode(prompt))))
         return dataclasses.replace(self.config, seed=seed, max_new_tokens=limit)
 
     def add_turn(self, messages: list[dict[str, Any]], thinking: str, content: str, tool_calls: list[Any]) -> None:
@@ -140,7 +141,7 @@ class Conversation:
         self.config = dataclasses.replace(self.config, enable_thinking=None)
         if flag == "/think" and self.config.thinking_budget == 0:
             say("thinking stays off while the budget is 0: /budget off lifts it")
-        elif not describe_template(self._tok)["enable_thinking_acts"]:
+        elif not describe_template(self.tok)["enable_thinking_acts"]:
             say(f"{flag} is added to your messages, but this checkpoint's template has one mode only")
         else:
             say("thinking is on" if flag == "/think" else "thinking is off")
@@ -166,7 +167,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     messages = conversation.messages_with(text)
     config = conversation.turn_config(messages, model.config.max_position_embeddings)
     try:
-        pieces = stream(model, params, conversation._tok, [messages], config)
+        pieces = stream(model, params, conversation.tok, [messages], config)
     except ValueError as error:
         raise ValueError(f"{error}; /reset starts a new conversation") from None
     writer, result = AnswerWriter(show_thinking), None

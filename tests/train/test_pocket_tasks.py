@@ -15,7 +15,7 @@ from train.pocket.tokenizer import NOT_SPECIAL, SPECIAL
 def problems(count: int, split: tasks.Split = "train") -> list[tasks.Problem]:
     rng = np.random.default_rng(3)
     names = list(tasks.FAMILIES)
-    return [tasks.sample(rng, names[i % 2], 1 + i % tasks.MAX_STEPS, split) for i in range(count)]
+    return [tasks.sample(rng, names[i % 2], 1 + i // 2 % tasks.MAX_STEPS, split) for i in range(count)]
 
 
 def solve_from_words(family: str, text: str) -> str:
@@ -147,11 +147,12 @@ def test_examples_depend_on_seed_and_index_alone() -> None:
 
 
 def test_curriculum_starts_with_short_chains() -> None:
-    data = DataConfig(curriculum_examples=1000)
-    source = PocketSource(pocket_tokenizer(), data, seed=1)
-    early = np.mean([len(source.example(index).tokens) for index in range(100)])
-    late = np.mean([len(source.example(index).tokens) for index in range(1000, 1100)])
-    assert early < 0.75 * late
+    source = PocketSource(pocket_tokenizer(), DataConfig(curriculum_examples=1000), seed=1)
+    longest = [source.mixture(index).max_steps for index in (0, 250, 500, 999, 1000, 5000)]
+    assert longest == [2, 4, 6, 12, 12, 12]
+    lines = [source.tok.encode("\n")[0]]
+    thinking = [sum(token in lines for token in source.example(index).tokens) for index in range(40)]
+    assert max(thinking) < 12  # the template's own line ends and at most two steps a turn
 
 
 def test_wrong_family_or_difficulty_is_refused() -> None:

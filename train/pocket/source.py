@@ -7,7 +7,7 @@ import numpy as np
 
 from train.config import DataConfig
 from train.data import Example
-from train.pocket import prompts, tasks
+from train.pocket import prompts
 
 
 @runtime_checkable
@@ -64,11 +64,16 @@ class PocketSource:
 
     def example(self, index: int) -> Example:
         rng = np.random.default_rng((self.seed, 1, index))
-        mixture = self.data.mixture
-        if index < self.data.curriculum_examples:
-            span = mixture.max_steps - mixture.min_steps
-            longest = mixture.min_steps + round(span * index / self.data.curriculum_examples)
-            mixture = dataclasses.replace(mixture, max_steps=min(max(longest, 2), tasks.MAX_STEPS))
+        mixture = self.mixture(index)
         sample = prompts.conversation(rng, mixture)
         cut = float(rng.random()) if rng.random() < mixture.cut_thinking and sample.mode == "think" else None
         return to_example(self.tok, sample, cut)
+
+    def mixture(self, index: int) -> prompts.Mixture:
+        """What example `index` is drawn from: within the curriculum the longest chain grows from 2 steps."""
+        mixture = self.data.mixture
+        if index >= self.data.curriculum_examples:
+            return mixture
+        span = mixture.max_steps - mixture.min_steps
+        longest = mixture.min_steps + round(span * index / self.data.curriculum_examples)
+        return dataclasses.replace(mixture, max_steps=min(max(longest, 2), mixture.max_steps))
