@@ -79,7 +79,8 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is None and name != "seed":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2 ** (32 if name == "seed" else 31):
+            limit = 2**32 if name == "seed" else 2**31
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < limit:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: {note}")
         if self.enable_thinking not in (None, True, False):
             raise ValueError(f"enable_thinking must be True or False, got {self.enable_thinking!r}: choose one")

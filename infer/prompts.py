@@ -108,7 +108,7 @@ def _prepare_row(
         max_new = min(DEFAULT_MAX_NEW_TOKENS + extra, room)
     elif max_new > room:
         raise ValueError(
-            f"{where}prompt and max_new_tokens must fit the context of {context}, got {len(tokens)} + {max_new} tokens: "
+            f"{where}prompt and max_new_tokens must fit the context of {context}, got {len(tokens)} + {max_new}: "
             f"set max_new_tokens to at most {room}"
         )
     needs_closing = budget != UNLIMITED and (open_block or config.thinks) and tok.end_think_id is not None

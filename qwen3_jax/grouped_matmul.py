@@ -48,7 +48,7 @@ def grouped_matmul(
 
 
 def tile_rows(rows: int, groups: int) -> int:
-    """Rows of a tile, from what a group has on average (measured on CPU, docs/results/cpu-moe.md).
+    """Rows of a tile, from what a group has on average (measured on CPU, docs/decisions.md).
 
     A tile of one row is a matrix-vector product, which XLA reads straight out of `w`; for a taller tile it copies the
     expert's matrix first. So one-row tiles win up to about four rows a group (decoding). From there on the best tile is

@@ -252,7 +252,7 @@ class TestMessages:
         [
             ({"tools": "f"}, "tools must be a list"),
             ({"tools": {"name": "f"}}, "tools must be a list"),
-            ({"tools": [json.dumps]}, r"tools\[0\] must be a JSON schema"),
+            ({"tools": [object]}, r"tools\[0\] must be a JSON schema"),
             ({"tools": [{"function": {}}]}, r"tools\[0\] must name its function"),
             ({"tools": [*TOOLS, {"name": "f", "x": {1}}]}, r"tools\[2\]\.x must be JSON data"),
             ({"enable_thinking": 0}, "enable_thinking must be True or False, got 0"),
