@@ -11,6 +11,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from infer.automaton import DONE, NOTHING, Automaton, Tokens, advance
@@ -18,6 +19,8 @@ from infer.sampling import SamplingParams, sample
 from qwen3_jax.cache import KVCache
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
+from qwen3_jax.placement import Placement
+from sharding import axes_of, current_mesh
 
 # Number of times each function was traced: what tests assert "nothing recompiles" with.
 TRACES: collections.Counter[str] = collections.Counter()
@@ -62,13 +65,13 @@ def prefill(
     return out.logits[:, 0], out.cache
 
 
-@partial(jax.jit, static_argnames=("valid_vocab",), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("valid_vocab", "placement"), donate_argnames=("state",))
 def first_token(
-    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int
+    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement = Placement()
 ) -> tuple[DecodeState, Int[Array, "1 B"], Int[Array, "1 B"]]:
     """Chooses the token after the prompt; returns what `decode` does, for one step."""
     TRACES["first_token"] += 1
-    state, token, part = _choose(state, logits, valid_vocab)
+    state, token, part = _choose(state, logits, valid_vocab, placement)
     return state, token[None], part[None]
 
 
@@ -90,7 +93,8 @@ def decode(
 
     def step(state: DecodeState) -> tuple[DecodeState, Array, Array]:
         out = model.apply({"params": params}, state.token[:, None], cache=state.cache, logits_to_keep=1)
-        return _choose(dataclasses.replace(state, cache=out.cache), out.logits[:, 0], valid_vocab)
+        state = dataclasses.replace(state, cache=out.cache)
+        return _choose(state, out.logits[:, 0], valid_vocab, model.placement)
 
     if num_steps == 1:
         state, token, part = step(state)
@@ -119,12 +123,32 @@ def finish_rows(state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
 
 
 def _choose(
-    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int
+    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement
 ) -> tuple[DecodeState, Int[Array, " B"], Int[Array, " B"]]:
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.automaton.generated)
-    sampled = sample(logits, state.seen, state.sampling, keys, valid_vocab)
+    sampled = _sample_rows(logits, state.seen, state.sampling, keys, valid_vocab, placement)
     was_done = state.automaton.phase == DONE
     automaton, token, part = advance(state.automaton, sampled, state.tokens)
     rows = jnp.arange(token.shape[0])
-    seen = state.seen.at[rows, token].max(~was_done)
+    seen = placement.constrain(state.seen.at[rows, token].max(~was_done), "batch", None)
+    # A few numbers a row: every device has them all, and the host can read them from any.
+    automaton, token, part = jax.tree.map(
+        lambda x: placement.constrain(x, *(None,) * x.ndim), (automaton, token, part)
+    )
     return dataclasses.replace(state, automaton=automaton, token=token, seen=seen), token, part
+
+
+def _sample_rows(
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    params: SamplingParams,
+    keys: Array,
+    valid_vocab: int,
+    placement: Placement,
+) -> Int[Array, " B"]:
+    """`sample`, each device for its own rows: no row depends on another, and loops over rows stay local."""
+    if current_mesh() is None:
+        return sample(logits, seen, params, keys, valid_vocab)
+    rows = PartitionSpec(axes_of("batch", placement.rules))
+    local = jax.shard_map(partial(sample, valid_vocab=valid_vocab), in_specs=rows, out_specs=rows, check_vma=False)
+    return local(logits, seen, params, keys)

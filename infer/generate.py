@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from infer.automaton import DONE, Tokens, initial
+from infer.automaton import DONE, UNLIMITED, Tokens, initial
 from infer.config import GenerationConfig
 from infer.decode import DecodeState, decode, finish_rows, first_token, prefill
 from infer.prompts import Row, prepare
@@ -20,6 +21,7 @@ from qwen3_jax.cache import KVCache, grow_cache, init_cache
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params, layout_of
 from qwen3_jax.tokenizer import Tokenizer
+from sharding import axes_of, mesh_of, mesh_size, named_sharding, replicate, under_mesh
 
 _SMALLEST_BUCKET = 16
 _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
@@ -69,16 +71,18 @@ def stream(
 
     Inputs are checked before this returns; see `generate` for arguments and errors.
     """
-    return _run(model, params, tok, prepare(model, tok, inputs, config, tools))
+    mesh = mesh_of(params)
+    return under_mesh(mesh, _run(model, params, tok, prepare(model, tok, inputs, config, tools), mesh))
 
 
-def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Iterator[Piece]:
+def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row], mesh: Mesh | None) -> Iterator[Piece]:
     # Ids from here on pad the embedding; a model smaller than its tokenizer has none.
     valid_vocab = min(tok.vocab_size, model.config.vocab_size)
     bucket = prompt_bucket(max(len(row.tokens) for row in rows))
-    logits, cache = _prefill_rows(model, params, rows, bucket, _pad_id(model, tok))
-    state = _start(model, tok, rows, cache)
-    state, tokens, parts = first_token(state, logits, valid_vocab)
+    filled = rows + _fillers(rows, mesh_size(axes_of("batch", model.placement.rules)))
+    logits, cache = _prefill_rows(model, params, filled, bucket, _pad_id(model, tok), mesh)
+    state = _start(model, tok, filled, cache, mesh)
+    state, tokens, parts = first_token(state, logits, valid_vocab, model.placement)
     texts = [RowText(tok, tuple(row.config.stop), chat=row.chat) for row in rows]
     open_rows = set(range(len(rows)))
     used = bucket
@@ -89,12 +93,13 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Itera
         yield from _emit(made, texts, open_rows, state, rows)
         if not open_rows:
             return
-        stopped = np.array([text.stopped for text in texts])
+        stopped = np.array([text.stopped for text in texts] + [False] * (len(filled) - len(rows)))
         if stopped.any():
-            state = finish_rows(state, jnp.asarray(stopped))
+            state = finish_rows(state, replicate(stopped, mesh))
         needed = used + calls * steps
         if needed > state.cache.capacity:
-            grown = grow_cache(state.cache, round_up(2 * state.cache.capacity, _CACHE_QUANTUM))
+            capacity = round_up(2 * state.cache.capacity, _CACHE_QUANTUM)
+            grown = grow_cache(state.cache, capacity, model.placement)
             state = dataclasses.replace(state, cache=grown)
         made = []
         for _ in range(calls):  # dispatched without waiting for one another
@@ -128,7 +133,15 @@ def _emit(
         yield Piece(index=index, thinking=thinking + more_thinking, content=content + more_content, result=result)
 
 
-def _prefill_rows(model: Qwen3, params: Params, rows: list[Row], bucket: int, pad: int) -> tuple[Array, KVCache]:
+def _fillers(rows: list[Row], ways: int) -> list[Row]:
+    """Rows that end after one token, so that the batch divides over the devices that share it."""
+    filler = dataclasses.replace(rows[0], max_new_tokens=1, budget=UNLIMITED)
+    return [filler] * (-len(rows) % ways)
+
+
+def _prefill_rows(
+    model: Qwen3, params: Params, rows: list[Row], bucket: int, pad: int, mesh: Mesh | None
+) -> tuple[Array, KVCache]:
     """Feeds all prompts, padded on the left to `bucket`; long ones in chunks, so that few shapes are compiled."""
     tokens = np.full((len(rows), bucket), pad, np.int32)
     real = np.zeros((len(rows), bucket), bool)
@@ -136,15 +149,17 @@ def _prefill_rows(model: Qwen3, params: Params, rows: list[Row], bucket: int, pa
         tokens[index, bucket - len(row.tokens) :] = row.tokens
         real[index, bucket - len(row.tokens) :] = True
     capacity = round_up(bucket + _HEADROOM, _CACHE_QUANTUM)
-    cache = init_cache(model.config, len(rows), capacity, layout_of(params), params["embed_tokens"].dtype)
+    dtype = params["embed_tokens"].dtype
+    cache = init_cache(model.config, len(rows), capacity, layout_of(params), dtype, model.placement)
     chunk = min(bucket, _PREFILL_CHUNK)
     for begin in range(0, bucket, chunk):
         part = slice(begin, begin + chunk)
-        logits, cache = prefill(model, params, cache, jnp.asarray(tokens[:, part]), jnp.asarray(real[:, part]))
+        fed = replicate((tokens[:, part], real[:, part]), mesh)
+        logits, cache = prefill(model, params, cache, *fed)
     return logits, cache
 
 
-def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache) -> DecodeState:
+def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache, mesh: Mesh | None) -> DecodeState:
     closing = np.zeros((len(rows), round_up(max(len(row.closing) for row in rows), _CLOSING_BUCKET)), np.int32)
     for index, row in enumerate(rows):
         closing[index, : len(row.closing)] = row.closing
@@ -163,19 +178,21 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache) -> Dec
         name: per_row([getattr(row.config, name) for row in rows], np.int32 if name == "top_k" else np.float32)
         for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty")
     }
+    tokens = Tokens(
+        think=jnp.int32(-1 if tok.think_id is None else tok.think_id),
+        end_think=jnp.int32(-1 if tok.end_think_id is None else tok.end_think_id),
+        ends=jnp.asarray(np.array(end_tokens(model, tok), np.int32)),
+        pad=jnp.int32(_pad_id(model, tok)),
+    )
+    seen = np.zeros((len(rows), model.config.vocab_size), bool)
     return DecodeState(
         cache=cache,
-        token=per_row([row.tokens[-1] for row in rows], np.int32),
-        automaton=automaton,
-        seen=jnp.zeros((len(rows), model.config.vocab_size), bool),
-        keys=jnp.stack([_row_key(row) for row in rows]),
-        sampling=SamplingParams(**sampling),
-        tokens=Tokens(
-            think=jnp.int32(-1 if tok.think_id is None else tok.think_id),
-            end_think=jnp.int32(-1 if tok.end_think_id is None else tok.end_think_id),
-            ends=jnp.asarray(np.array(end_tokens(model, tok), np.int32)),
-            pad=jnp.int32(_pad_id(model, tok)),
-        ),
+        token=replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
+        automaton=replicate(automaton, mesh),
+        seen=jax.device_put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
+        keys=replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
+        sampling=replicate(SamplingParams(**sampling), mesh),
+        tokens=replicate(tokens, mesh),
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen3_jax.params import num_parameters
     from qwen3_jax.parsing import parse_output
     from qwen3_jax.paths import configs_path, pocket_path
+    from qwen3_jax.placement import Placement, place
     from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 
 _MODULES = {
@@ -37,6 +38,8 @@ _MODULES = {
     "parse_output": "parsing",
     "configs_path": "paths",
     "pocket_path": "paths",
+    "Placement": "placement",
+    "place": "placement",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
 }
@@ -58,6 +61,8 @@ __all__ = [  # noqa: RUF022 (the order of the table above)
     "parse_output",
     "configs_path",
     "pocket_path",
+    "Placement",
+    "place",
     "Tokenizer",
     "load_tokenizer",
 ]

@@ -5,6 +5,7 @@ Rows are padded on the left, so that every row writes its next token into the sa
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -14,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
+from qwen3_jax.placement import Placement
+from sharding import current_mesh
 
 
 @flax.struct.dataclass
@@ -40,35 +43,69 @@ class KVCache:
         return self.filled.shape[1]
 
 
-def init_cache(config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any) -> KVCache:
-    """An empty cache of `capacity` slots for `batch` rows."""
-    slots = (batch, config.num_key_value_heads, capacity, config.head_dim)
+def init_cache(
+    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement = Placement()
+) -> KVCache:
+    """An empty cache of `capacity` slots for `batch` rows, laid out over the current mesh when there is one."""
+    if current_mesh() is None:
+        return _empty(config, batch, capacity, layout, dtype, placement)
+    make = partial(_empty, config, batch, capacity, layout, dtype, placement)
+    return jax.jit(make)()
+
+
+def constrain_cache(cache: KVCache, placement: Placement) -> KVCache:
+    """The cache laid out over the current mesh."""
+
+    def lay(x: Array) -> Array:
+        axes = ("batch", "cache_heads", "cache_length", "head_dim")
+        return placement.constrain(x, *((None,) * (x.ndim - 4)), *axes)
+
+    return dataclasses.replace(
+        cache,
+        keys=tuple(map(lay, cache.keys)),
+        values=tuple(map(lay, cache.values)),
+        filled=placement.constrain(cache.filled, "batch", "cache_length"),
+    )
+
+
+def _empty(
+    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement
+) -> KVCache:
+    slots = (batch, config.num_key_value_heads * placement.kv_repeats, capacity, config.head_dim)
     if layout == "unrolled":
         shapes: list[tuple[int, ...]] = [slots] * config.num_hidden_layers
     else:
         shapes = [(length, *slots) for _, length in config.segments]
-    return KVCache(
+    cache = KVCache(
         keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
         values=tuple(jnp.zeros(shape, dtype) for shape in shapes),
         filled=jnp.zeros((batch, capacity), bool),
         length=jnp.zeros((), jnp.int32),
     )
+    return constrain_cache(cache, placement)
 
 
-def grow_cache(cache: KVCache, capacity: int) -> KVCache:
+def grow_cache(cache: KVCache, capacity: int, placement: Placement = Placement()) -> KVCache:
     """The same cache with empty slots appended up to `capacity`."""
+    assert capacity >= cache.capacity
+    if current_mesh() is None:
+        return _grown(cache, capacity, placement)
+    return jax.jit(_grown, static_argnums=(1, 2))(cache, capacity, placement)
+
+
+def _grown(cache: KVCache, capacity: int, placement: Placement) -> KVCache:
     extra = capacity - cache.capacity
-    assert extra >= 0
 
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, extra), (0, 0)])
 
-    return dataclasses.replace(
+    cache = dataclasses.replace(
         cache,
         keys=tuple(map(pad, cache.keys)),
         values=tuple(map(pad, cache.values)),
         filled=jnp.pad(cache.filled, [(0, 0), (0, extra)]),
     )
+    return constrain_cache(cache, placement)
 
 
 def mark_filled(cache: KVCache, real: Bool[Array, "B T"]) -> KVCache:

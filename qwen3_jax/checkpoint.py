@@ -18,8 +18,10 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.loading import load_parameters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Layout, Params
+from qwen3_jax.placement import Placement, place
 from qwen3_jax.safetensors_io import TensorEntry, read_blocks
 from qwen3_jax.tensor_map import EMBEDDING, HEAD, check_tensors
+from sharding import DEFAULT_RULES, Rules, as_auto
 
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
 
@@ -30,22 +32,29 @@ def default_layout() -> Layout:
 
 
 def from_pretrained(
-    path_or_hub_id: str | Path, dtype: Any = "bfloat16", mesh: Mesh | None = None, layout: Layout | None = None
+    path_or_hub_id: str | Path,
+    dtype: Any = "bfloat16",
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> tuple[Qwen3, Params]:
     """Reads a Qwen3 checkpoint in Hugging Face form.
 
     Args:
       path_or_hub_id: a directory, or an id such as "Qwen/Qwen3-0.6B".
       dtype: of the parameters and the activations: "bfloat16", "float32" or "float16", by name or as a dtype.
-      mesh: the devices to spread the parameters over, by the logical axes declared with them.
+      mesh: the devices to spread the parameters over, see `sharding.make_mesh`; each slice goes straight onto the
+        device that owns it.
       layout: "stacked" or "unrolled" layers; None takes `default_layout()`.
+      rules: from the logical axes declared with the parameters to the axes of the mesh.
 
     Returns:
       The model and its parameters. `model.generation` holds the checkpoint's sampling defaults and end tokens.
 
     Raises:
       FileNotFoundError: a missing directory, repository or file.
-      ValueError: another architecture, a damaged file, or tensors that are not those of config.json.
+      ValueError: another architecture, a damaged file, tensors that are not those of config.json, or a mesh that does
+        not divide the model.
     """
     dtype = parse_dtype(dtype)
     if layout not in (None, "stacked", "unrolled"):
@@ -53,19 +62,22 @@ def from_pretrained(
     layout = layout or default_layout()
     directory = resolve_checkpoint(path_or_hub_id)
     config = ModelConfig.from_file(directory / "config.json")
+    mesh = None if mesh is None else as_auto(mesh)
+    placement = Placement() if mesh is None else place(config, mesh, rules)
     generation = read_generation(directory)
     entries = read_entries(directory)
     surplus_head = check_tensors(config, entries, directory)
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), "qwen3-jax-load") as pool:
         comparison = pool.submit(check_tied, entries) if surplus_head else None
         try:
-            params = load_parameters(config, layout, entries, dtype, mesh, pool)
+            params = load_parameters(config, layout, entries, dtype, mesh, pool, placement.rules)
             if comparison:
                 comparison.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return Qwen3(config, layout=layout, param_dtype=dtype, generation=generation), params
+    model = Qwen3(config, layout=layout, param_dtype=dtype, generation=generation, placement=placement)
+    return model, params
 
 
 def parse_dtype(dtype: Any) -> np.dtype:

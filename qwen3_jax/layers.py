@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
+from qwen3_jax.placement import Placement
 from qwen3_jax.rope import apply_rope
 
 _MASKED = -1e30  # finite: a row that sees nothing (padding) must give numbers, not NaN
@@ -19,11 +20,11 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
     return normed.astype(x.dtype) * jnp.expand_dims(weight, tuple(range(x.ndim - 1)))
 
 
-def swiglu(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def swiglu(params: Params, x: Float[Array, "B T D"], placement: Placement) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
     with jax.named_scope("mlp"):
         inner = jax.nn.silu(linear(x, params["gate_proj"])) * linear(x, params["up_proj"])
-        return linear(inner, params["down_proj"])
+        return linear(placement.constrain(inner, "batch", "sequence", "mlp"), params["down_proj"])
 
 
 def project_qkv(
@@ -31,13 +32,20 @@ def project_qkv(
     config: ModelConfig,
     x: Float[Array, "B T D"],
     rope: tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]],
+    placement: Placement,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Queries and keys normed per head, then turned; values as they are."""
+    """Queries and keys normed per head, then turned; values as they are. Keys and values are copied where fewer heads
+    than devices share them (K is then `num_key_value_heads * placement.kv_repeats`)."""
     heads = (*x.shape[:2], -1, config.head_dim)
     q = rms_norm(linear(x, params["q_proj"]).reshape(heads), params["q_norm"], config.rms_norm_eps)
     k = rms_norm(linear(x, params["k_proj"]).reshape(heads), params["k_norm"], config.rms_norm_eps)
     v = linear(x, params["v_proj"]).reshape(heads)
-    return apply_rope(q, *rope), apply_rope(k, *rope), v
+    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    if placement.kv_repeats > 1:
+        k, v = (jnp.repeat(heads, placement.kv_repeats, axis=2) for heads in (k, v))
+    q = placement.constrain(q, "batch", "sequence", "heads", "head_dim")
+    k, v = (placement.constrain(heads, "batch", "sequence", "cache_heads", "head_dim") for heads in (k, v))
+    return q, k, v
 
 
 def attention(

@@ -21,7 +21,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
 from qwen3_jax.safetensors_io import TensorEntry, aligned_empty, read_into
 from qwen3_jax.tensor_map import Leaf, leaves
-from sharding import logical_to_spec
+from sharding import DEFAULT_RULES, Rules, named_sharding
 
 _JOB = 32 << 20  # bytes one thread reads at a time
 _WINDOW = 1 << 30  # bytes on the way to an accelerator; at least one tensor whatever its size
@@ -87,13 +87,14 @@ def load_parameters(
     dtype: np.dtype,
     mesh: Mesh | None,
     pool: ThreadPoolExecutor,
+    rules: Rules = DEFAULT_RULES,
 ) -> dict[str, Any]:
     """Reads every parameter: on CPU whole, its buffer becomes the array; on an accelerator a stack is filled layer by
     layer on the device."""
     on_host = _shares_host_memory(mesh)
     work: list[tuple[Leaf, int | None, _Piece]] = []
     for leaf in leaves(config, layout):
-        sharding = None if mesh is None else _sharding(leaf, mesh)
+        sharding = None if mesh is None else named_sharding(mesh, leaf.axes, rules)
         if on_host or not leaf.stacked or (sharding is not None and sharding.spec[0] is not None):
             work.append((leaf, None, _Piece(leaf, entries, dtype, sharding)))
             continue
@@ -112,7 +113,7 @@ def load_parameters(
             holder[name] = array
         else:
             if layer == 0:
-                holder[name] = _empty_stack(leaf.shape, dtype, None if mesh is None else _sharding(leaf, mesh))
+                holder[name] = _empty_stack(leaf.shape, dtype, None if mesh is None else named_sharding(mesh, leaf.axes, rules))
             holder[name] = _set_layer(holder[name], array, layer)
         if not on_host:
             array.block_until_ready()  # its host buffer is free again
@@ -138,22 +139,6 @@ def _windowed(
         item = started.popleft()
         ahead -= item[2].nbytes
         yield item
-
-
-def _sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
-    """The layout of a parameter on the mesh; axes that the mesh lacks split nothing."""
-    entries: list[tuple[str, ...] | None] = []
-    for entry in logical_to_spec(leaf.axes):
-        named = (entry,) if isinstance(entry, str) else entry or ()
-        entries.append(tuple(axis for axis in named if axis in mesh.axis_names) or None)
-    for dim, axis, split in zip(leaf.shape, leaf.axes, entries, strict=True):
-        ways = int(np.prod([mesh.shape[name] for name in split or ()], dtype=np.int64))
-        if dim % ways:
-            raise ValueError(
-                f"dimension {axis!r} of {'.'.join(leaf.path)} must divide over {ways} devices, got {dim}: choose "
-                "another mesh"
-            )
-    return NamedSharding(mesh, PartitionSpec(*entries))
 
 
 def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> Array:

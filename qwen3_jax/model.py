@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3_jax.cache import KVCache, mark_filled, write_layer, write_stacked
+from qwen3_jax.cache import KVCache, constrain_cache, mark_filled, write_layer, write_stacked
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.layers import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.linear import linear
 from qwen3_jax.masks import cache_mask, causal_mask, positions_from_mask, positions_from_segments
-from qwen3_jax.moe import moe
-from qwen3_jax.params import Layout, ParamSpec, global_specs, layer_specs
+from qwen3_jax.moe import RouterReport, moe
+from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
+from qwen3_jax.placement import Placement
 from qwen3_jax.rope import rope_cos_sin
 
 
@@ -33,14 +34,16 @@ class ModelOutput:
       logits: float32[B, T, V], or of the last `logits_to_keep` tokens.
       hidden: [B, T, D] after the final norm, in the parameters' dtype.
       cache: the cache with the T tokens added, when one was given.
-      router_logits: one [n, B*T, E] array a sparse run of n layers (n = 1 for each layer of the unrolled layout);
+      router_logits: one [n, B, T, E] array a sparse run of n layers (n = 1 for each layer of the unrolled layout);
         empty for a dense model.
+      expert_load: likewise int32[n, E], how many assignments each expert got, over all devices.
     """
 
     logits: Float[Array, "B kept V"]
     hidden: Float[Array, "B T D"]
     cache: KVCache | None
     router_logits: tuple[Array, ...]
+    expert_load: tuple[Array, ...]
 
 
 @flax.struct.dataclass
@@ -71,6 +74,17 @@ def declare(module: nn.Module, specs: dict[str, ParamSpec], config: ModelConfig,
     return {name: fetch(name, spec) for name, spec in specs.items()}
 
 
+def use(params: Params, specs: dict[str, ParamSpec], dtype: Any, placement: Placement) -> dict[str, Array]:
+    """The parameters as they are multiplied: in the dtype of the activations (None: their own), gathered from the
+    devices that keep a part of them each. Experts stay apart: `moe` gathers its own."""
+    dtype = next(iter(params.values())).dtype if dtype is None else dtype
+    cast = {name: value.astype(dtype) for name, value in params.items()}
+    return {
+        name: value if "expert" in specs[name].axes else placement.gather(value, specs[name].axes)
+        for name, value in cast.items()
+    }
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP (or experts), each with a residual.
 
@@ -82,19 +96,24 @@ class DecoderLayer(nn.Module):
     sparse: bool
     moe_backend: str = "auto"
     param_dtype: Any = jnp.float32
+    dtype: Any = None
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(
         self, carry: tuple[Array, Array | None, Array | None], index: Int[Array, ""] | None, ctx: Context
-    ) -> tuple[tuple[Array, Array | None, Array | None], Array | None]:
+    ) -> tuple[tuple[Array, Array | None, Array | None], RouterReport | None]:
         x, keys, values = carry
-        params = declare(self, layer_specs(self.config, self.sparse), self.config, self.param_dtype)
-        eps = self.config.rms_norm_eps
+        specs = layer_specs(self.config, self.sparse)
+        params = use(declare(self, specs, self.config, self.param_dtype), specs, self.dtype, self.placement)
+        eps, place = self.config.rms_norm_eps, self.placement.constrain
 
         normed = rms_norm(x, params["input_layernorm"], eps)
-        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin))
+        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement)
         if ctx.slot is None or keys is None or values is None:
-            layer_keys, layer_values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            # Each device has the queries of its part of the sequence and meets the keys of all of it.
+            axes = ("batch", "cache_heads", "cache_length", "head_dim")
+            layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
         elif index is not None:
             keys, values = write_stacked(keys, k, index, ctx.slot), write_stacked(values, v, index, ctx.slot)
             layer_keys = jax.lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
@@ -103,13 +122,15 @@ class DecoderLayer(nn.Module):
             keys, values = write_layer(keys, k, ctx.slot), write_layer(values, v, ctx.slot)
             layer_keys, layer_values = keys, values
         attended = attention(q, layer_keys, layer_values, ctx.mask)
-        x = x + linear(attended.reshape(*x.shape[:2], -1), params["o_proj"])
+        attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
+        x = place(x + linear(attended, params["o_proj"]), "batch", "sequence", None)
 
         normed = rms_norm(x, params["post_attention_layernorm"], eps)
         if not self.sparse:
-            return (x + swiglu(params, normed), keys, values), None
-        mixed, routing = moe(normed.reshape(-1, x.shape[-1]), params, self.config, self.moe_backend)
-        return (x + mixed.reshape(x.shape), keys, values), routing.logits
+            mixed, routing = swiglu(params, normed, self.placement), None
+        else:
+            mixed, routing = moe(normed, params, self.config, self.moe_backend, self.placement.rules)
+        return (place(x + mixed, "batch", "sequence", None), keys, values), routing
 
 
 class Qwen3(nn.Module):
@@ -121,6 +142,9 @@ class Qwen3(nn.Module):
       moe_backend: how experts run, see `qwen3_jax.moe`.
       remat: rematerialise each layer in the backward pass.
       param_dtype: dtype of the parameters `init` makes.
+      dtype: dtype of the activations; None takes that of the parameters. Training keeps float32 parameters and computes
+        in bfloat16.
+      placement: how the model lies on a mesh, see `qwen3_jax.place`.
       generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
     """
 
@@ -129,6 +153,8 @@ class Qwen3(nn.Module):
     moe_backend: str = "auto"
     remat: bool = False
     param_dtype: Any = jnp.float32
+    dtype: Any = None
+    placement: Placement = Placement()
     generation: GenerationDefaults = GenerationDefaults()
 
     @nn.compact
@@ -158,7 +184,9 @@ class Qwen3(nn.Module):
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
         real = jnp.ones(tokens.shape, bool) if attention_mask is None else attention_mask.astype(bool)
-        top = declare(self, global_specs(self.config), self.config, self.param_dtype)
+        specs, place = global_specs(self.config), self.placement.constrain
+        tokens = place(tokens, "batch", "sequence")
+        top = declare(self, specs, self.config, self.param_dtype)
         if positions is None:
             if segment_ids is not None:
                 positions = positions_from_segments(segment_ids)
@@ -171,19 +199,32 @@ class Qwen3(nn.Module):
         else:
             slot, cache = cache.length, mark_filled(cache, real)
             mask = cache_mask(cache.filled, slot, tokens.shape[1])
-        dtype = top["embed_tokens"].dtype
+        dtype = top["embed_tokens"].dtype if self.dtype is None else self.dtype
         cos, sin = rope_cos_sin(positions, self.config, dtype)
-        ctx = Context(cos=cos, sin=sin, mask=mask, slot=slot)
+        ctx = Context(
+            cos=place(cos, "batch", "sequence", None),
+            sin=place(sin, "batch", "sequence", None),
+            mask=place(mask, "batch", "sequence", "cache_length"),
+            slot=slot,
+        )
 
-        x = top["embed_tokens"][tokens]
-        x, cache, router_logits = self._layers(x, cache, ctx)
-        hidden = rms_norm(x, top["norm"], self.config.rms_norm_eps)
-        head = top["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]
+        # Looked up in the columns that each device keeps: what travels is the tokens' rows and not the table.
+        x = place(top["embed_tokens"].astype(dtype)[tokens], None, None, "embed")
+        x, cache, routings = self._layers(place(x, "batch", "sequence", None), cache, ctx)
+        hidden = rms_norm(x, top["norm"].astype(dtype), self.config.rms_norm_eps)
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        head = use({name: top[name]}, specs, dtype, self.placement)[name]
         with jax.named_scope("lm_head"):
-            logits = linear(hidden[:, -logits_to_keep:], head, jnp.float32)
-        return ModelOutput(logits=logits, hidden=hidden, cache=cache, router_logits=router_logits)
+            logits = place(linear(hidden[:, -logits_to_keep:], head, jnp.float32), "batch", None, "vocab")
+        return ModelOutput(
+            logits=logits,
+            hidden=hidden,
+            cache=cache,
+            router_logits=tuple(routing.logits for routing in routings),
+            expert_load=tuple(routing.load for routing in routings),
+        )
 
-    def _layers(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple[Array, ...]]:
+    def _layers(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
         if self.is_initializing():
             unrolled = self.layout == "unrolled"
         else:
@@ -191,31 +232,29 @@ class Qwen3(nn.Module):
         run = self._unrolled if unrolled else self._stacked
         size = self.config.num_hidden_layers if unrolled else len(self.config.segments)
         if cache is None:
-            x, _, _, router_logits = run(x, (None,) * size, (None,) * size, ctx)
-            return x, None, router_logits
+            x, _, _, routings = run(x, (None,) * size, (None,) * size, ctx)
+            return x, None, routings
         assert len(cache.keys) == size, "the cache was made for the other parameter layout"
-        x, keys, values, router_logits = run(x, cache.keys, cache.values, ctx)
+        x, keys, values, routings = run(x, cache.keys, cache.values, ctx)
         length = cache.length + ctx.mask.shape[1]
         cache = dataclasses.replace(cache, keys=keys, values=values, length=length)
-        return x, cache, router_logits
+        return x, constrain_cache(cache, self.placement), routings
 
     def _unrolled(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
         layer_class = nn.remat(DecoderLayer, prevent_cse=True) if self.remat else DecoderLayer
-        new_keys, new_values, router_logits = [], [], []
+        new_keys, new_values, routings = [], [], []
         for i in range(self.config.num_hidden_layers):
-            layer = layer_class(
-                self.config, self.config.is_sparse(i), self.moe_backend, self.param_dtype, name=f"layers_{i}"
-            )
-            (x, layer_keys, layer_values), logits = layer((x, keys[i], values[i]), None, ctx)
+            layer = layer_class(**self._of_layer(self.config.is_sparse(i)), name=f"layers_{i}")
+            (x, layer_keys, layer_values), routing = layer((x, keys[i], values[i]), None, ctx)
             new_keys.append(layer_keys)
             new_values.append(layer_values)
-            if logits is not None:
-                router_logits.append(logits[None])
-        return x, tuple(new_keys), tuple(new_values), tuple(router_logits)
+            if routing is not None:
+                routings.append(jax.tree.map(lambda leaf: leaf[None], routing))
+        return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _stacked(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
         layer_class = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
-        new_keys, new_values, router_logits = [], [], []
+        new_keys, new_values, routings = [], [], []
         for i, (sparse, length) in enumerate(self.config.segments):
             scanned = nn.scan(
                 layer_class,
@@ -223,11 +262,15 @@ class Qwen3(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=length,
-            )(self.config, sparse, self.moe_backend, self.param_dtype, name=f"segments_{i}")
+            )(**self._of_layer(sparse), name=f"segments_{i}")
             carry = (x, keys[i], values[i])
-            (x, segment_keys, segment_values), logits = scanned(carry, jnp.arange(length, dtype=jnp.int32), ctx)
+            (x, segment_keys, segment_values), routing = scanned(carry, jnp.arange(length, dtype=jnp.int32), ctx)
             new_keys.append(segment_keys)
             new_values.append(segment_values)
-            if logits is not None:
-                router_logits.append(logits)
-        return x, tuple(new_keys), tuple(new_values), tuple(router_logits)
+            if routing is not None:
+                routings.append(routing)
+        return x, tuple(new_keys), tuple(new_values), tuple(routings)
+
+    def _of_layer(self, sparse: bool) -> dict[str, Any]:
+        names = ("config", "moe_backend", "param_dtype", "dtype", "placement")
+        return {"sparse": sparse, **{name: getattr(self, name) for name in names}}

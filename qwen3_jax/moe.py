@@ -14,6 +14,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.grouped_matmul import Implementation, grouped_matmul
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
+from sharding import DEFAULT_RULES, Rules, current_mesh
 
 Execution = Literal["reference", "gather", "tiles", "ragged_dot"]
 BACKENDS = ("auto", "grouped", *get_args(Execution))
@@ -47,9 +48,21 @@ def route(
         return Routing(weights.astype(logits.dtype), experts, logits)
 
 
+class RouterReport(NamedTuple):
+    """What the router did, for the load-balancing loss and the metrics.
+
+    Attributes:
+      logits: [B, T, E] in the activations' dtype.
+      load: int32[E], assignments each expert got, over all devices.
+    """
+
+    logits: Float[Array, "B T E"]
+    load: Int[Array, " E"]
+
+
 def moe(
-    x: Float[Array, "T D"], params: Params, config: ModelConfig, backend: str = "auto"
-) -> tuple[Float[Array, "T D"], Routing]:
+    x: Float[Array, "B T D"], params: Params, config: ModelConfig, backend: str = "auto", rules: Rules = DEFAULT_RULES
+) -> tuple[Float[Array, "B T D"], RouterReport]:
     """Routes each token and mixes what its experts make of it.
 
     Args:
@@ -57,18 +70,27 @@ def moe(
       params: `router` [E, D], `experts_gate_proj` and `experts_up_proj` [E, F, D], `experts_down_proj` [E, D, F].
       config: `num_experts_per_tok` and `norm_topk_prob` of it.
       backend: how the experts run, see `choose_execution`.
+      rules: where things are on the current mesh, when there is one.
 
     Raises:
       ValueError: an unknown backend.
     """
-    routing = route(x, params["router"], config.num_experts_per_tok, config.norm_topk_prob)
-    execution = choose_execution(backend, x.shape[0], config)
+    if current_mesh() is not None:
+        from qwen3_jax.expert_parallel import expert_parallel
+
+        return expert_parallel(x, params, config, backend, rules)
+    tokens = x.reshape(-1, x.shape[-1])
+    routing = route(tokens, params["router"], config.num_experts_per_tok, config.norm_topk_prob)
+    execution = choose_execution(backend, tokens.shape[0], config)
     with jax.named_scope("experts"):
         if execution == "reference":
-            return _reference(x, params, routing), routing
-        if execution == "gather":
-            return _gather(x, params, routing), routing
-        return _grouped(x, params, routing, execution), routing
+            mixed = _reference(tokens, params, routing)
+        elif execution == "gather":
+            mixed = _gather(tokens, params, routing)
+        else:
+            mixed = _grouped(tokens, params, routing, execution)
+    load = expert_counts(routing.experts, config.num_experts)
+    return mixed.reshape(x.shape), RouterReport(routing.logits.reshape(*x.shape[:2], -1), load)
 
 
 def choose_execution(backend: str, num_tokens: int, config: ModelConfig, platform: str | None = None) -> Execution:

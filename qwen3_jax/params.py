@@ -50,7 +50,7 @@ def global_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     vocab, hidden = config.vocab_size, config.hidden_size
     specs = {
         "embed_tokens": _matrix("model.embed_tokens.weight", (vocab, hidden), ("vocab", "embed")),
-        "norm": _scale("model.norm.weight", hidden, "embed"),
+        "norm": _scale("model.norm.weight", hidden, "norm"),
     }
     if not config.tie_word_embeddings:
         specs["lm_head"] = _matrix("lm_head.weight", (vocab, hidden), ("vocab", "embed"))
@@ -64,14 +64,14 @@ def layer_specs(config: ModelConfig, sparse: bool) -> dict[str, ParamSpec]:
     pre = "model.layers.{layer}."
     attn = pre + "self_attn."
     specs = {
-        "input_layernorm": _scale(pre + "input_layernorm.weight", hidden, "embed"),
+        "input_layernorm": _scale(pre + "input_layernorm.weight", hidden, "norm"),
         "q_proj": _matrix(attn + "q_proj.weight", (queries, hidden), ("heads", "embed")),
         "k_proj": _matrix(attn + "k_proj.weight", (keys, hidden), ("kv_heads", "embed")),
         "v_proj": _matrix(attn + "v_proj.weight", (keys, hidden), ("kv_heads", "embed")),
         "o_proj": _matrix(attn + "o_proj.weight", (hidden, queries), ("embed", "heads")),
         "q_norm": _scale(attn + "q_norm.weight", head_dim, "head_dim"),
         "k_norm": _scale(attn + "k_norm.weight", head_dim, "head_dim"),
-        "post_attention_layernorm": _scale(pre + "post_attention_layernorm.weight", hidden, "embed"),
+        "post_attention_layernorm": _scale(pre + "post_attention_layernorm.weight", hidden, "norm"),
     }
     if not sparse:
         inner = config.intermediate_size
@@ -82,9 +82,9 @@ def layer_specs(config: ModelConfig, sparse: bool) -> dict[str, ParamSpec]:
         }
     experts, inner = config.num_experts, config.moe_intermediate_size
     expert = pre + "mlp.experts.{expert}."
-    up_axes, down_axes = ("expert", "expert_mlp", "embed"), ("expert", "embed", "expert_mlp")
+    up_axes, down_axes = ("expert", "expert_mlp", "expert_embed"), ("expert", "expert_embed", "expert_mlp")
     return specs | {
-        "router": _matrix(pre + "mlp.gate.weight", (experts, hidden), ("router", "embed")),
+        "router": _matrix(pre + "mlp.gate.weight", (experts, hidden), ("router", "router_embed")),
         "experts_gate_proj": _matrix(expert + "gate_proj.weight", (experts, inner, hidden), up_axes),
         "experts_up_proj": _matrix(expert + "up_proj.weight", (experts, inner, hidden), up_axes),
         "experts_down_proj": _matrix(expert + "down_proj.weight", (experts, hidden, inner), down_axes),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sharding import MeshConfig
 from train.pocket.prompts import Mixture
 
 
@@ -53,6 +54,9 @@ class TrainConfig:
     steps: int = 1000
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json of Hugging Face
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
+    remat: bool = False  # compute each layer again in the backward pass instead of keeping what it made
+    mesh: MeshConfig = MeshConfig()  # one device by default
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -7,18 +7,21 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
+from sharding import MeshConfig
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.data import Batch, Cursor, Source, batches
-from train.step import Metrics, TrainState, init_state, make_step
+from train.step import Metrics, TrainState, init_state, make_model, make_step, put_batch
 
 
 class Stop:
@@ -76,6 +79,7 @@ class Reporter:
             "loss": round(loss, 5),
             "grad_norm": round(float(metrics.grad_norm), 4),
             "learning_rate": float(f"{float(metrics.learning_rate):.4g}"),
+            **_balance(metrics.expert_load, self._config.mesh.sizes["expert"]),
             "tokens_per_second": round(self._tokens / max(now - self._since, 1e-9)),
         }
         self._since, self._tokens = now, 0
@@ -92,10 +96,13 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    model = Qwen3(ModelConfig.from_hf(config.model), layout=config.layout)
-    state, cursor = init_state(model, config), Cursor()
-    step_function = make_step(model, config)
-    with Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints, Stop() as stop:
+    mesh = make_training_mesh(config.mesh)
+    model = make_model(config, mesh)
+    state, cursor = init_state(model, config, mesh), Cursor()
+    step_function = make_step(model, config, mesh)
+    with contextlib.ExitStack() as stack, Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints, Stop() as stop:
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() is not None:
             state, cursor = checkpoints.restore(state)
             _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
@@ -104,7 +111,7 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
         with contextlib.closing(prefetch(batches(source, cursor, config.data.rows, config.data.length))) as stream:
             for step in range(first, config.steps + 1):
                 batch, cursor = next(stream)
-                state, metrics = step_function(state, batch)
+                state, metrics = step_function(state, put_batch(batch, mesh, model.placement.rules))
                 reporter.push(step, metrics, int((batch.segment_ids > 0).sum()))
                 stopping = stop.asked
                 if step % config.checkpoint_every == 0 or step == config.steps or stopping:
@@ -115,6 +122,32 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
                     break
         reporter.flush()
     return model, jax.block_until_ready(state)
+
+
+def _balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float]:
+    """How uneven the experts' load is: the busiest expert, and the busiest device of the expert axis, of any layer,
+    over the mean. 1 is even. Empty for a dense model.
+
+    In: loads [[4, 0, 2, 2]] on 2 devices      Out: {"expert_load_max": 2.0, "device_load_max": 1.0}
+    """
+    if not expert_load:
+        return {}
+    load = np.concatenate([np.asarray(run) for run in expert_load]).astype(float)
+    by_device = load.reshape(len(load), max(expert_devices, 1), -1).sum(-1)
+
+    def worst(x: np.ndarray) -> float:
+        return round(float((x.max(1) / np.maximum(x.mean(1), 1e-9)).max()), 3)
+
+    return {"expert_load_max": worst(load), "device_load_max": worst(by_device)}
+
+
+def make_training_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh that the configuration asks for; None for one device, where there is nothing to lay out."""
+    if all(size == 1 for size in config.sizes.values()):
+        if len(jax.devices()) > 1:
+            warnings.warn(f"mesh: one of {len(jax.devices())} devices is used; set e.g. mesh.fsdp=-1", stacklevel=2)
+        return None
+    return config.build()
 
 
 def prefetch(stream: Iterator[tuple[Batch, Cursor]], ahead: int = 2) -> Generator[tuple[Batch, Cursor], None, None]:

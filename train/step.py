@@ -1,6 +1,7 @@
 """One training step: state -> state, jitted once, the old state donated."""
 
 import collections
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
+from qwen3_jax.params import ParamSpec, spec_tree
+from qwen3_jax.placement import Placement, place
+from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
 from train.loss import cross_entropy
@@ -42,10 +48,13 @@ class Metrics:
     tokens: Float[Array, ""]  # tokens the loss was taken on
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
+    expert_load: tuple[Array, ...]  # int32[n, E] a run of sparse layers: assignments each expert got
 
 
-def batch_loss(model: Qwen3, params: Any, batch: Batch, chunk: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy over the batch's counted tokens, and their number."""
+def batch_loss(
+    model: Qwen3, params: Any, batch: Batch, chunk: int
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
+    """Mean cross-entropy over the batch's counted tokens; their number and the experts' load."""
     out = model.apply(
         {"params": params},
         batch.tokens,
@@ -54,26 +63,83 @@ def batch_loss(model: Qwen3, params: Any, batch: Batch, chunk: int) -> tuple[Flo
         logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
     )
     head = params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
-    total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk)
-    return total / jnp.maximum(count, 1.0), count
+    rules = model.placement.rules
+    total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, rules)
+    return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
 
-def init_state(model: Qwen3, config: TrainConfig) -> TrainState:
-    """Fresh parameters and optimizer, from the seed."""
-    params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
+    """The network to train, as it lies on the mesh.
+
+    Raises:
+      ValueError: the mesh does not divide the model or the batch.
+    """
+    architecture = ModelConfig.from_hf(config.model)
+    placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
+    if mesh is not None:
+        for name, size, axis in (("rows", config.data.rows, "batch"), ("length", config.data.length, "sequence")):
+            ways = math.prod(mesh.shape[axis] for axis in axes_of(axis, placement.rules))
+            if size % ways:
+                raise ValueError(
+                    f"data.{name} must divide over the {ways} devices of {axes_of(axis, placement.rules)}, got {size}: "
+                    "change it or the mesh"
+                )
+    return Qwen3(
+        architecture,
+        layout=config.layout,
+        remat=config.remat,
+        dtype=jnp.dtype(config.dtype),
+        placement=placement,
+    )
+
+
+def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:
+    """Fresh parameters and optimizer, from the seed; each device makes its own part."""
+
+    def init() -> TrainState:
+        params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = make_optimizer(config.optimizer, config.steps).init(params)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+
+    if mesh is None:
+        return init()
+    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh))()
+    return state
+
+
+def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Where each part of the state lies: the optimizer's moments as the parameters they belong to."""
+    params = jax.tree.map(
+        lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
+        spec_tree(model.config, model.layout),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
+        spec_tree(model.config, model.layout),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
     with jax.numpy_dtype_promotion("standard"):
-        opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+        opt_shapes = jax.eval_shape(optimizer.init, shapes)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, opt_shapes, params, transform_non_params=lambda _: whole
+    )
+    return TrainState(step=whole, params=params, opt_state=opt_state)
 
 
-def make_step(model: Qwen3, config: TrainConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step."""
+def make_step(
+    model: Qwen3, config: TrainConfig, mesh: Mesh | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; to be called under `jax.set_mesh(mesh)` when there is a mesh."""
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = schedule(config.optimizer, config.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
-        (loss, tokens), grads = jax.value_and_grad(
+        (loss, (tokens, expert_load)), grads = jax.value_and_grad(
             lambda params: batch_loss(model, params, batch, config.loss_chunk), has_aux=True
         )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
@@ -81,7 +147,20 @@ def make_step(model: Qwen3, config: TrainConfig) -> Callable[[TrainState, Batch]
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             learning_rate = jnp.asarray(rate(state.step), jnp.float32)
-        metrics = Metrics(loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=learning_rate)
+        metrics = Metrics(
+            loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=learning_rate, expert_load=expert_load
+        )
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    layout = (state_shardings(model, config, mesh), NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=layout)
+
+
+def put_batch(batch: Batch, mesh: Mesh | None, rules: Rules) -> Batch:
+    """A batch on its devices."""
+    if mesh is None:
+        return batch
+    layout = named_sharding(mesh, ("batch", "sequence"), rules)
+    return jax.tree.map(lambda array: jax.device_put(array, layout), batch)

@@ -1,0 +1,116 @@
+"""Layouts of arrays inside compiled functions, by logical axes. Without a mesh all of it is the identity."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from sharding.rules import DEFAULT_RULES, GATHERED, Rules, axes_of, logical_to_spec
+
+T = TypeVar("T")
+
+
+def current_mesh() -> Any:
+    """The mesh that `jax.set_mesh` has set, as the compiled function will know it; None when there is none or it has
+    one device, where nothing is to be said about layouts.
+
+    Raises:
+      ValueError: its axes are Explicit.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return None
+    if any(kind == AxisType.Explicit for kind in mesh.axis_types):
+        raise ValueError("the mesh must have Auto axes, got Explicit ones: make it with sharding.make_mesh")
+    return mesh
+
+
+def mesh_size(axes: Sequence[str]) -> int:
+    """Product of the sizes of these axes of the current mesh; 1 without a mesh."""
+    mesh = current_mesh()
+    size = 1
+    for axis in axes if mesh is not None else ():
+        size *= mesh.shape.get(axis, 1)
+    return size
+
+
+def constrain(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Array:
+    """`x` laid out on the current mesh by its logical axes."""
+    if current_mesh() is None or _manual():
+        return x
+    return jax.lax.with_sharding_constraint(x, logical_to_spec(axes, rules))
+
+
+def gather_weight(w: Array, axes: Sequence[str], rules: Rules = DEFAULT_RULES) -> Array:
+    """A weight as it is multiplied: whole along the axes it is split over only while it waits (fsdp).
+
+    The gradient goes the other way, straight to the layout of the parameter, so that it is reduced and scattered; the
+    transpose of a plain constraint would reduce it whole on every device.
+    """
+    if current_mesh() is None or not any(axes_of(axis, rules) for axis in axes if axis in GATHERED):
+        return w
+    used = [None if axis in GATHERED else axis for axis in axes]
+    return _gather(w, logical_to_spec(axes, rules), logical_to_spec(used, rules))
+
+
+def named_sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> NamedSharding:
+    """Where an array with these logical axes lies on a mesh; mesh axes of size 1 are left out."""
+    spec = logical_to_spec(axes, rules)
+    return NamedSharding(mesh, PartitionSpec(*(_present(entry, mesh) for entry in spec)))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the arrays of a tree lie on; None where they lie on one device without a mesh."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return None
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Host arrays, the same on every process, as arrays that every device has whole."""
+    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+
+
+def under_mesh(mesh: Mesh | None, items: Iterator[T]) -> Iterator[T]:
+    """The items of a generator whose steps run under `jax.set_mesh(mesh)`, and the code between them does not."""
+    while True:
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def _present(entry: Any, mesh: Mesh) -> Any:
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    kept = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    return kept[0] if len(kept) == 1 else kept or None
+
+
+def _manual() -> bool:
+    """Whether this is traced inside `shard_map`, where arrays are local already."""
+    return any(kind == AxisType.Manual for kind in jax.sharding.get_abstract_mesh().axis_types)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w: Array, stored: PartitionSpec, used: PartitionSpec) -> Array:
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(w, stored), used)
+
+
+def _gather_forward(w: Array, stored: PartitionSpec, used: PartitionSpec) -> tuple[Array, None]:
+    return _gather(w, stored, used), None
+
+
+def _gather_backward(stored: PartitionSpec, used: PartitionSpec, _: None, dw: Array) -> tuple[Array]:
+    del used
+    return (jax.lax.with_sharding_constraint(dw, stored),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -1,0 +1,166 @@
+"""The training step on a mesh is the step on one device: loss, gradients (through the optimizer), and the loop."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharding import DEFAULT_RULES, make_mesh, mesh_config
+from tests.tiny import dense_config, moe_config, random_params
+from train.config import TrainConfig, parse
+from train.data import Batch
+from train.loss import cross_entropy
+from train.step import batch_loss, init_state, make_model, make_step, put_batch, state_shardings
+
+MESHES = {
+    "fsdp": {"fsdp": 8},
+    "tensor": {"data": 2, "tensor": 4},
+    "context": {"fsdp": 2, "context": 4},
+    "all": {"fsdp": 2, "context": 2, "tensor": 2},
+    "experts": {"fsdp": 2, "expert": 2, "tensor": 2},
+    "experts and context": {"expert": 4, "context": 2},
+}
+ARCHITECTURES = {
+    "dense": dense_config(num_hidden_layers=3),
+    "untied": dense_config(tie_word_embeddings=False),
+    "moe": moe_config(num_hidden_layers=3, mlp_only_layers=(0,)),
+}
+
+
+def settings(architecture: str, sizes: dict[str, int], **changes: Any) -> TrainConfig:
+    values = {
+        "model": ARCHITECTURES[architecture].to_hf(),
+        "steps": 10,
+        "layout": "stacked",
+        "data": {"rows": 8, "length": 32},
+        "optimizer": {"warmup_steps": 0},
+        "loss_chunk": 24,
+        "mesh": sizes,
+        **changes,
+    }
+    return parse(TrainConfig, values)
+
+
+def packed_batch(vocab_size: int, rows: int = 8, length: int = 32) -> Batch:
+    """Documents of different lengths, so that they end inside the parts of a sequence that devices share."""
+    rng = np.random.default_rng(1)
+    segments = np.stack([np.repeat([1, 2, 3, 0], sizes) for sizes in ([9, 14, 6, 3], [20, 2, 10, 0]) * (rows // 2)])
+    tokens = rng.integers(1, vocab_size, (rows, length)).astype(np.int32)
+    return Batch(
+        tokens=tokens,
+        targets=np.roll(tokens, -1, axis=1),
+        loss_mask=(segments > 0) & (rng.random((rows, length)) < 0.8),
+        segment_ids=segments.astype(np.int32),
+    )
+
+
+def relative(got: Any, expected: Any) -> float:
+    """Largest difference over the largest expected value, the worst leaf."""
+    errors = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max(), got, expected)
+    return max(jax.tree.leaves(errors))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_are_those_of_one_device(architecture: str, sizes: dict[str, int], remat: bool) -> None:
+    if remat and architecture == "untied":
+        pytest.skip("differs from the tied model outside the layers only")
+    config = settings(architecture, sizes, remat=remat)
+    params = random_params(ARCHITECTURES[architecture])
+    batch = packed_batch(512)
+
+    def gradients(model: Any) -> Any:
+        return jax.jit(jax.value_and_grad(lambda p, b: batch_loss(model, p, b, 24)[0]))
+
+    loss, grads = gradients(make_model(config, None))(params, batch)
+    mesh = config.mesh.build()
+    model = make_model(config, mesh)
+    layout = state_shardings(model, config, mesh).params
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, layout)
+        sharded_loss, sharded_grads = gradients(model)(placed, put_batch(batch, mesh, model.placement.rules))
+    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
+    assert relative(sharded_grads, grads) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["dense", "moe"])
+def test_three_steps_end_in_the_parameters_of_one_device(architecture: str) -> None:
+    batch = packed_batch(512)
+    states = []
+    for sizes in ({}, {"fsdp": 2, "expert": 2, "tensor": 2}):
+        config = settings(architecture, sizes)
+        mesh = config.mesh.build() if sizes else None
+        model = make_model(config, mesh)
+        state, step = init_state(model, config, mesh), make_step(model, config, mesh)
+        with jax.set_mesh(mesh) if mesh is not None else jax.default_device(None):
+            for _ in range(3):
+                state, metrics = step(state, put_batch(batch, mesh, model.placement.rules))
+        states.append((state, metrics))
+    (one, one_metrics), (sharded, metrics) = states
+    np.testing.assert_allclose(metrics.loss, one_metrics.loss, rtol=1e-5)
+    assert relative(sharded.params, one.params) < 1e-4  # AdamW divides small gradients by their own size
+    kernel = sharded.opt_state[1][0].mu["segments_0"]["q_proj"]
+    assert kernel.sharding.shard_shape(kernel.shape)[1:] == (kernel.shape[1] // 2, kernel.shape[2] // 4)
+
+
+def test_no_gradient_crosses_documents_that_devices_share() -> None:
+    """Context parallelism with packing: the loss of one document does not move the other's embeddings."""
+    config = settings("dense", {"fsdp": 2, "context": 4})
+    mesh = config.mesh.build()
+    model = make_model(config, mesh)
+    batch = packed_batch(512)
+    tokens = np.where(batch.segment_ids == 2, batch.tokens % 100 + 300, batch.tokens % 100).astype(np.int32)
+    batch = dataclasses.replace(batch, tokens=tokens, loss_mask=batch.segment_ids == 2)
+    params = random_params(ARCHITECTURES["dense"])
+    params = {**params, "embed_tokens": params["embed_tokens"]}
+
+    def loss(table: Any, params: Any, batch: Batch) -> Any:
+        out = model.apply(
+            {"params": {**params, "embed_tokens": table}},
+            batch.tokens,
+            attention_mask=batch.segment_ids > 0,
+            segment_ids=batch.segment_ids,
+        )
+        head = jnp.ones((512, 32), jnp.float32)
+        return cross_entropy(out.hidden, head * jnp.arange(512.0)[:, None], batch.targets, batch.loss_mask, 16)[0]
+
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, state_shardings(model, config, mesh).params)
+        table = placed["embed_tokens"]
+        gradient = jax.jit(jax.grad(loss))(table, placed, put_batch(batch, mesh, DEFAULT_RULES))
+    gradient = np.asarray(gradient)
+    assert np.abs(gradient[300:400]).max() > 0
+    assert np.abs(gradient[:100]).max() == 0
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_numbers() -> None:
+    config = settings("dense", {"fsdp": 8}, data={"rows": 12, "length": 32})
+    with pytest.raises(ValueError, match=r"data.rows must divide over the 8 devices .* got 12"):
+        make_model(config, config.mesh.build())
+    config = settings("dense", {"context": 8}, data={"rows": 8, "length": 36})
+    with pytest.raises(ValueError, match=r"data.length must divide over the 8 devices .* got 36"):
+        make_model(config, config.mesh.build())
+
+
+def test_a_mesh_section_is_read_and_checked() -> None:
+    assert settings("dense", {"fsdp": -1}).mesh == mesh_config({"fsdp": -1})
+    with pytest.raises(ValueError, match="mesh.fdsp is not a key"):
+        settings("dense", {"fdsp": 2})
+
+
+def test_the_vocabulary_loss_is_that_of_one_device() -> None:
+    """Every way a head can be split."""
+    rng = np.random.default_rng(0)
+    hidden, head = (rng.normal(size=size).astype(np.float32) for size in ((8, 16, 32), (64, 32)))
+    targets, mask = rng.integers(0, 64, (8, 16)).astype(np.int32), rng.random((8, 16)) < 0.7
+    total = jax.value_and_grad(lambda h, w: cross_entropy(h, w, targets, mask, 8)[0], argnums=(0, 1))
+    expected = jax.jit(total)(hidden, head)
+    for sizes in MESHES.values():
+        with jax.set_mesh(make_mesh(**sizes)):
+            got = jax.jit(lambda h, w: total(h, w))(hidden, head)
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+        assert relative(got[1], expected[1]) < 1e-5
