@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
 from qwen3_jax.placement import Placement
-from sharding import current_mesh
+from qwen3_jax.platforms import target_platform
+from sharding import current_mesh, target_platform
 
 
 @flax.struct.dataclass
@@ -138,7 +139,7 @@ def _write(buffer: Array, update: Array, start: tuple[Array, ...]) -> Array:
     move.
     """
     update = update.astype(buffer.dtype)
-    if buffer.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    if buffer.dtype != jnp.bfloat16 or target_platform() != "cpu":
         return jax.lax.dynamic_update_slice(buffer, update, start)
     bits = jax.lax.bitcast_convert_type(buffer, jnp.uint16)
     bits = jax.lax.dynamic_update_slice(bits, jax.lax.bitcast_convert_type(update, jnp.uint16), start)

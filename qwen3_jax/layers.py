@@ -8,6 +8,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
+from qwen3_jax.platforms import target_platform
 from qwen3_jax.rope import apply_rope
 
 _MASKED = -1e30  # finite: a row that sees nothing (padding) must give numbers, not NaN
@@ -58,7 +59,7 @@ def attention(
         # [B, K, G, T, H]: a key-value head's queries as one matrix, [G*T, H], so that both products are plain batched
         # matrix products. XLA:CPU fails on bfloat16 products that it would have to transpose.
         q = q.reshape(batch, length, heads, num_heads // heads, head_dim).transpose(0, 2, 3, 1, 4)
-        if batch == length == 1 and jax.default_backend() == "cpu":
+        if batch == length == 1 and target_platform() == "cpu":
             out = _attend_one_token(q[0, :, :, 0], k[0], v[0], mask[0, 0])
         else:
             rows = q.reshape(batch, heads, -1, head_dim)

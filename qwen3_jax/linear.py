@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qwen3_jax.platforms import target_platform
+
 _LOOP_BYTES = 16 * 1024  # XLA:CPU fuses a matrix-vector product only if the vector, as float32, is smaller
 _FEW_ROWS = 64  # below, float32 products are bound by reading w
 
@@ -39,7 +41,7 @@ def linear(x: Float[Array, "... I"], w: Float[Array, "O I"], out_dtype: Any = No
     """
     out_dtype = x.dtype if out_dtype is None else out_dtype
     rows = math.prod(x.shape[:-1])
-    if jax.default_backend() != "cpu" or rows == 0:
+    if target_platform() != "cpu" or rows == 0:
         return _product(x, w, out_dtype)
     if w.dtype == jnp.bfloat16:
         if rows <= 2 and 4 * w.shape[1] < _LOOP_BYTES:

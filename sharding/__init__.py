@@ -1,5 +1,6 @@
 """Where it runs: the axes of a mesh and the table that maps logical axes onto them. Knows nothing of Qwen3."""
 
+from sharding.collectives import ragged_all_to_all as ragged_all_to_all
 from sharding.constrain import constrain as constrain
 from sharding.constrain import current_mesh as current_mesh
 from sharding.constrain import gather_weight as gather_weight
@@ -13,6 +14,7 @@ from sharding.mesh import as_auto as as_auto
 from sharding.mesh import make_mesh as make_mesh
 from sharding.mesh import mesh_config as mesh_config
 from sharding.mesh import parse_mesh as parse_mesh
+from sharding.platforms import target_platform as target_platform
 from sharding.rules import CONTEXT as CONTEXT
 from sharding.rules import DATA as DATA
 from sharding.rules import DEFAULT_RULES as DEFAULT_RULES
