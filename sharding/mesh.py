@@ -38,7 +38,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         for axis in MESH_AXES:
             size = getattr(self, axis)
-            if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+            if size < 1 and size != -1:
                 raise ValueError(f"mesh axis {axis!r} must be a positive size or -1, got {size!r}: correct it")
         if sum(getattr(self, axis) == -1 for axis in MESH_AXES) > 1:
             raise ValueError(f"one mesh axis may be -1, got {self.sizes}: give all but one a size")
@@ -97,9 +97,7 @@ class MeshConfig:
             across = tuple(self.slices if axis == self.slice_axis else 1 for axis in MESH_AXES)
             within = tuple(size // slices for size, slices in zip(shape, across, strict=True))
             if any(getattr(device, "slice_index", None) is not None for device in devices):
-                return mesh_utils.create_hybrid_device_mesh(
-                    within, across, devices, allow_split_physical_axes=True
-                )
+                return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
             # Devices that know of no slices (CPU, GPU): consecutive runs of them stand for slices.
             runs = np.asarray(devices, dtype=object).reshape(self.slices, *within)
             return np.concatenate(list(runs), axis=MESH_AXES.index(self.slice_axis))
@@ -157,6 +155,9 @@ def mesh_config(values: Mapping[str, Any]) -> MeshConfig:
     for key in values:
         if key not in known:
             raise ValueError(f"a mesh has the fields {', '.join(known)}, got {key!r}: correct it")
+    for axis in (*MESH_AXES, "slices"):
+        if type(values.get(axis, 1)) is not int:
+            raise ValueError(f"mesh axis {axis!r} must be a positive size or -1, got {values[axis]!r}: correct it")
     return MeshConfig(**values)
 
 

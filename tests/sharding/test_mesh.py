@@ -26,7 +26,7 @@ def test_minus_one_takes_what_is_left():
         ({"fsdp": 3}, r"must use every device, got fsdp=3 \(a product of 3\) for 8 devices"),
         ({"fsdp": -1, "tensor": 3}, r"got fsdp=-1, tensor=3 \(a product of 3\) for 8 devices"),
         ({"fsdp": -1, "tensor": -1}, r"one mesh axis may be -1"),
-        ({"fsdp": 0}, r"'fsdp' must be a positive size or -1, got 0"),
+        ({"fsdp": 0}, r"mesh axis 'fsdp' must be a positive size or -1, got 0"),
         ({"data": 2, "fsdp": 4, "slices": 4}, r"'data' must divide over 4 slices, got 2"),
     ],
 )

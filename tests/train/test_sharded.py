@@ -88,22 +88,26 @@ def test_loss_and_gradients_are_those_of_one_device(architecture: str, sizes: di
 
 
 @pytest.mark.parametrize("architecture", ["dense", "moe"])
-def test_three_steps_end_in_the_parameters_of_one_device(architecture: str) -> None:
+def test_three_steps_are_those_of_one_device(architecture: str) -> None:
+    """Losses of all steps, and the moments after the first (AdamW's update itself is the sign of a gradient where that
+    is next to nothing, so parameters say less)."""
     batch = packed_batch(512)
-    states = []
+    runs = []
     for sizes in ({}, {"fsdp": 2, "expert": 2, "tensor": 2}):
         config = settings(architecture, sizes)
         mesh = config.mesh.build() if sizes else None
         model = make_model(config, mesh)
         state, step = init_state(model, config, mesh), make_step(model, config, mesh)
         with jax.set_mesh(mesh) if mesh is not None else jax.default_device(None):
+            losses, moments = [], None
             for _ in range(3):
                 state, metrics = step(state, put_batch(batch, mesh, model.placement.rules))
-        states.append((state, metrics))
-    (one, one_metrics), (sharded, metrics) = states
-    np.testing.assert_allclose(metrics.loss, one_metrics.loss, rtol=1e-5)
-    assert relative(sharded.params, one.params) < 1e-4  # AdamW divides small gradients by their own size
-    kernel = sharded.opt_state[1][0].mu["segments_0"]["q_proj"]
+                losses.append(float(metrics.loss))
+                moments = moments or jax.tree.map(np.asarray, (state.opt_state[1][0].mu, state.opt_state[1][0].nu))
+        runs.append((losses, moments))
+    np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-5)
+    assert relative(runs[1][1], runs[0][1]) < 1e-5
+    kernel = state.opt_state[1][0].mu["segments_0"]["q_proj"]
     assert kernel.sharding.shard_shape(kernel.shape)[1:] == (kernel.shape[1] // 2, kernel.shape[2] // 4)
 
 
@@ -156,7 +160,7 @@ def test_the_vocabulary_loss_is_that_of_one_device() -> None:
     """Every way a head can be split."""
     rng = np.random.default_rng(0)
     hidden, head = (rng.normal(size=size).astype(np.float32) for size in ((8, 16, 32), (64, 32)))
-    targets, mask = rng.integers(0, 64, (8, 16)).astype(np.int32), rng.random((8, 16)) < 0.7
+    targets, mask = jnp.asarray(rng.integers(0, 64, (8, 16)), jnp.int32), jnp.asarray(rng.random((8, 16)) < 0.7)
     total = jax.value_and_grad(lambda h, w: cross_entropy(h, w, targets, mask, 8)[0], argnums=(0, 1))
     expected = jax.jit(total)(hidden, head)
     for sizes in MESHES.values():
