@@ -1,0 +1,97 @@
+"""What accelerators can do: the published figures that a plan holds its program against.
+
+Sources (all read 2026-11):
+  TPU   the pages "TPU v4", "v5e", "v5p", "v6e", "tpu7x" of docs.cloud.google.com/tpu/docs: peak bf16, HBM, bidirectional
+        inter-chip (ICI) and data-centre (DCN) bandwidth per chip. One-way bandwidth of a link and DCN of v4 and v5e:
+        jax-ml.github.io/scaling-book/tpus ("TPU specs"), whose links are what is reached, a tenth below the nominal.
+        The chip-local link of tpu7x (six times one ICI link of a direction): docs.cloud.google.com/tpu/docs/tpu7x.
+  GPU   NVIDIA's data sheets of the SXM boards (dense bf16, without sparsity); one 400 Gbit/s network card a GPU.
+"""
+
+import dataclasses
+import difflib
+
+GB, GIB, TERA = 10**9, 2**30, 10**12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip (a TPU chip may be two devices of JAX).
+
+    Attributes:
+      flops: bf16 operations a second at the peak.
+      hbm_bytes: memory, as the compiler may fill it: what the hardware keeps for itself is not in it where that is known.
+      hbm_bandwidth: bytes a second.
+      link_bandwidth: bytes a second of one network link in one direction.
+      torus: dimensions of the torus the links make; 0 for a switch, to which `link_bandwidth` is the whole connection.
+      wrap: a torus dimension of a slice is closed into a ring when its size is a multiple of this.
+      dcn_bandwidth: bytes a second to other slices (TPU) or nodes (GPU).
+      devices: JAX devices on one chip.
+    """
+
+    name: str
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+    torus: int
+    wrap: int
+    dcn_bandwidth: float
+    devices: int = 1
+
+
+def _tpu(
+    name: str, tflops: float, gib: float, hbm: float, link: float, torus: int, dcn: float, devices: int = 1
+) -> Chip:
+    return Chip(
+        name=name,
+        flops=tflops * TERA,
+        hbm_bytes=int(gib * GIB),
+        hbm_bandwidth=hbm * GB,
+        link_bandwidth=link * GB,
+        torus=torus,
+        wrap=16 if torus == 2 else 4,  # 2-D pods close a dimension at its full 16 chips, 3-D ones by cubes of 4
+        dcn_bandwidth=dcn * GB,
+        devices=devices,
+    )
+
+
+def _gpu(name: str, tflops: float, gb: float, hbm: float) -> Chip:
+    return Chip(
+        name=name,
+        flops=tflops * TERA,
+        hbm_bytes=int(gb * GB),
+        hbm_bandwidth=hbm * GB,
+        link_bandwidth=450 * GB,
+        torus=0,
+        wrap=0,
+        dcn_bandwidth=50 * GB,
+    )
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        _tpu("v4", 275, 32, 1228, 45, 3, 6.25, devices=2),
+        _tpu("v5e", 197, 16, 819, 45, 2, 3.125),
+        _tpu("v5p", 459, 95, 2765, 90, 3, 6.25),
+        _tpu("v6e", 918, 32, 1638, 90, 2, 12.5),
+        _tpu("tpu7x", 2307, 192, 7380, 90, 3, 12.5, devices=2),
+        _gpu("h100", 989.4, 80, 3350),
+        _gpu("h200", 989.4, 141, 4800),
+        _gpu("b200", 2250, 180, 7700),
+    )
+}
+
+
+def find_chip(name: str) -> Chip:
+    """The chip of this name.
+
+    Raises:
+      ValueError: none of the table.
+    """
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name.lower(), CHIPS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "choose one"
+        raise ValueError(f"a chip must be one of {', '.join(CHIPS)}, got {name!r}: {remedy}")
+    return CHIPS[name]
