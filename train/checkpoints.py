@@ -1,5 +1,9 @@
-"""Training state on disk: orbax, atomic, with the place in the data beside the arrays."""
+"""Training state on disk: orbax, atomic, with the place in the data beside the arrays.
 
+With many processes each writes its own part of the arrays into the one directory, which all of them must see.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +33,22 @@ class Checkpoints:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, cursor: Cursor) -> None:
-        """Saves in the background; the state may be donated at once."""
-        data = {"next": cursor.next, "waiting": list(cursor.waiting)}
+    def save(self, state: TrainState, cursors: Callable[[], Sequence[Cursor]]) -> None:
+        """Saves in the background; the state may be donated at once.
+
+        Args:
+          cursors: gives the place in each stream of the data; called on every process or on none.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        data = {"streams": [{"next": cursor.next, "waiting": list(cursor.waiting)} for cursor in cursors()]}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Cursor]:
+    def restore(self, like: TrainState) -> tuple[TrainState, list[Cursor]]:
         """The newest checkpoint, in the shapes, dtypes and shardings of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         restored = self._manager.restore(self._manager.latest_step(), args=items)
-        return restored.state, Cursor(restored.data["next"], tuple(restored.data["waiting"]))
+        return restored.state, [Cursor(one["next"], tuple(one["waiting"])) for one in restored.data["streams"]]

@@ -28,6 +28,7 @@ class DataConfig:
 
     rows: int = 32  # packed rows in a batch
     length: int = 256  # tokens in a row
+    streams: int = 1  # parts of a batch made apart from one another; a multiple of the hosts that take different rows
     curriculum_examples: int = 0  # the longest chain grows to its full length over so many examples; 0: at once
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
@@ -69,6 +70,10 @@ class TrainConfig:
         for name in ("steps", "loss_chunk", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        if self.data.streams <= 0 or self.data.rows % self.data.streams:
+            raise ValueError(
+                f"data.rows must be a multiple of data.streams={self.data.streams}, got {self.data.rows}: change one"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -9,29 +9,46 @@ import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from qwen3_jax.model import Qwen3
 from sharding import MeshConfig
+from sharding.processes import is_first
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
-from train.data import Batch, Cursor, Source, batches
-from train.step import Metrics, TrainState, init_state, make_model, make_step, put_batch
+from train.data import Cursor, Source
+from train.step import Metrics, TrainState, init_state, make_model, make_step
+from train.streams import batch_sharding, gather_cursors, shares, streams_here
+
+T = TypeVar("T")
 
 
 class Stop:
-    """Asks the loop to save and leave; SIGTERM sets it while training (in the main thread)."""
+    """Asks the loop to save and leave; SIGTERM sets it while training (in the main thread).
+
+    Many processes must leave at one step: JAX takes the signal of any of them and finds a step that none has passed.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = False
+
+    def asked(self, step: int) -> bool:
+        """Whether to leave after this step; asked once a step."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._asked
 
     def __enter__(self) -> "Stop":
-        self._main = threading.current_thread() is threading.main_thread()
+        self._main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
         if self._main:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -41,22 +58,24 @@ class Stop:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, *_: Any) -> None:
-        self.asked = True
+        self._asked = True
 
 
 class Reporter:
-    """Writes metrics.jsonl; holds one step back, so that reading its loss never waits for the step just dispatched."""
+    """Writes metrics.jsonl; holds one step back, so that reading its loss never waits for the step just dispatched.
+
+    Every process has one, so that all stop where the loss is not finite; the first one writes.
+    """
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
         self._path, self._config = path, config
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, int | Array] | None = None
         self._since, self._tokens = time.perf_counter(), 0
 
-    def push(self, step: int, metrics: Metrics, tokens: int) -> None:
+    def push(self, step: int, metrics: Metrics, tokens: int | Array) -> None:
         """Takes step `step`'s metrics (still being computed) and reports the step before."""
         self.flush()
-        self._pending = (step, metrics)
-        self._tokens += tokens
+        self._pending = (step, metrics, tokens)
 
     def flush(self) -> None:
         """Reports the step held back.
@@ -66,9 +85,10 @@ class Reporter:
         """
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, tokens = self._pending
         self._pending = None
         loss = float(metrics.loss)
+        self._tokens += int(tokens)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss must be finite, got {loss} at step {step}: lower the learning rate")
         if step % self._config.log_every and step not in (1, self._config.steps):
@@ -83,6 +103,8 @@ class Reporter:
             "tokens_per_second": round(self._tokens / max(now - self._since, 1e-9)),
         }
         self._since, self._tokens = now, 0
+        if not is_first():
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
@@ -98,30 +120,43 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
     run_dir.mkdir(parents=True, exist_ok=True)
     mesh = make_training_mesh(config.mesh)
     model = make_model(config, mesh)
-    state, cursor = init_state(model, config, mesh), Cursor()
+    rows, length, streams = config.data.rows, config.data.length, config.data.streams
+    layout = batch_sharding(mesh, model.placement.rules)
+    here = streams_here(streams, rows, length, layout)
+    state, cursors = init_state(model, config, mesh), dict.fromkeys(here, Cursor())
     step_function = make_step(model, config, mesh)
-    with contextlib.ExitStack() as stack, Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints, Stop() as stop:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run_dir / "checkpoints", config.keep_checkpoints))
+        stop = stack.enter_context(Stop())
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() is not None:
-            state, cursor = checkpoints.restore(state)
-            _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
+            state, everywhere = checkpoints.restore(state)
+            cursors = {stream: everywhere[stream] for stream in here}
+            if is_first():
+                _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
         reporter = Reporter(run_dir / "metrics.jsonl", config)
-        first = int(state.step) + 1
-        with contextlib.closing(prefetch(batches(source, cursor, config.data.rows, config.data.length))) as stream:
-            for step in range(first, config.steps + 1):
-                batch, cursor = next(stream)
-                state, metrics = step_function(state, put_batch(batch, mesh, model.placement.rules))
-                reporter.push(step, metrics, int((batch.segment_ids > 0).sum()))
-                stopping = stop.asked
-                if step % config.checkpoint_every == 0 or step == config.steps or stopping:
-                    reporter.flush()  # a state that is not finite is never saved
-                    checkpoints.save(state, cursor)
-                if stopping:
+        stream = stack.enter_context(contextlib.closing(prefetch(shares(source, cursors, rows, length, streams))))
+        for step in range(int(state.step) + 1, config.steps + 1):
+            share, cursors = next(stream)
+            batch = share.place(layout)
+            state, metrics = step_function(state, batch)
+            reporter.push(step, metrics, _num_tokens(batch.segment_ids))
+            stopping = stop.asked(step)
+            if step % config.checkpoint_every == 0 or step == config.steps or stopping:
+                reporter.flush()  # a state that is not finite is never saved
+                checkpoints.save(state, partial(gather_cursors, cursors, streams))
+            if stopping:
+                if is_first():
                     print(f"asked to stop: saved step {step}, run the same command to go on", flush=True)
-                    break
+                break
         reporter.flush()
     return model, jax.block_until_ready(state)
+
+
+@jax.jit
+def _num_tokens(segment_ids: Int[Array, "B T"]) -> Int[Array, ""]:
+    return jnp.sum(segment_ids > 0)
 
 
 def _balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float]:
@@ -142,15 +177,24 @@ def _balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float
 
 
 def make_training_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh that the configuration asks for; None for one device, where there is nothing to lay out."""
+    """The mesh that the configuration asks for; None for one device, where there is nothing to lay out.
+
+    Raises:
+      ValueError: sizes that do not use every device.
+    """
     if all(size == 1 for size in config.sizes.values()):
-        if len(jax.devices()) > 1:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"mesh must use the {len(jax.devices())} devices of all {jax.process_count()} processes, got one: set "
+                "e.g. mesh.fsdp=-1"
+            )
+        if len(jax.devices()) > 1 and jax.default_backend() != "cpu":  # CPU has as many as one asks it to have
             warnings.warn(f"mesh: one of {len(jax.devices())} devices is used; set e.g. mesh.fsdp=-1", stacklevel=2)
         return None
     return config.build()
 
 
-def prefetch(stream: Iterator[tuple[Batch, Cursor]], ahead: int = 2) -> Generator[tuple[Batch, Cursor], None, None]:
+def prefetch(stream: Iterator[T], ahead: int = 2) -> Generator[T, None, None]:
     """Makes the next batches in a thread while the devices work; an error in it is raised at `next`."""
     made: queue.Queue[Any] = queue.Queue(maxsize=ahead)
     done = threading.Event()

@@ -1,0 +1,121 @@
+"""Start-up of many processes: who they are, and a bounded wait until all of them are there.
+
+A pod, a Slurm job or a set of machines runs the same command once a host (or once a GPU); `start` finds out from its
+surroundings which of how many processes this one is and connects it with the others. One process stays one process and
+waits for nothing.
+
+JAX's own start ends a process from C++ when another is missing, without saying which. So the processes meet first, on
+the port that JAX takes over afterwards: process 0 listens, each other one says its number, and all get the same word.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from sharding.cluster import Cluster, find_cluster
+from sharding.rendezvous import meet
+
+TIMEOUT = 300.0  # seconds that `start` waits for the others
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float | None = None,
+) -> Cluster | None:
+    """Connects this process with the others of its job; to be called before anything else of JAX.
+
+    Args:
+      coordinator: host:port of process 0 (or JAX_COORDINATOR_ADDRESS). Left out, as the next two, on a Cloud TPU pod,
+        in GKE, under Slurm and SkyPilot, which say all three themselves.
+      num_processes: how many there are (or JAX_NUM_PROCESSES); 1 stays alone wherever it runs.
+      process_id: which one this is, from 0 on (or JAX_PROCESS_ID).
+      timeout: seconds to wait for the others (or QWEN3_JAX_START_TIMEOUT; 300).
+
+    Returns:
+      What was found; None where there is one process.
+
+    Raises:
+      ValueError: settings that contradict one another or are incomplete.
+      TimeoutError: a process that did not arrive; the line names it and the address.
+    """
+    cluster = find_cluster(os.environ, coordinator, num_processes, process_id, metadata_here())
+    if cluster is None or jax.distributed.is_initialized():
+        return cluster
+    seconds = _seconds(timeout)
+    meet(cluster, seconds)
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.num_processes,
+        cluster.process_id,
+        local_device_ids=cluster.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(60, round(seconds)),
+        heartbeat_timeout_seconds=int(os.environ.get("QWEN3_JAX_HEARTBEAT_TIMEOUT", "100")),
+    )
+    return cluster
+
+
+def leave(status: int) -> None:
+    """Ends a process of many at once, after an error; returns where there is one process.
+
+    The ordinary way out waits for the others, who wait for this one's part of a computation. Its absence ends them:
+    at once where the network tells them, else after the heartbeat timeout (100 s).
+    """
+    if jax.distributed.is_initialized():
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
+
+
+def metadata_here() -> Callable[[str], str | None] | None:
+    """Reads attributes of a Cloud TPU machine; None elsewhere, so that nothing is asked over the network in vain."""
+    has_chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    if not has_chips or "TPU_SKIP_MDS_QUERY" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return None
+    return _read_metadata
+
+
+def _read_metadata(key: str) -> str | None:
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    for attempt in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                text: str = answer.read().decode()
+                return text
+        except urllib.error.HTTPError:
+            return None  # no such attribute
+        except OSError:
+            time.sleep(0.5 * attempt)
+    return None
+
+
+def _seconds(timeout: float | None) -> float:
+    text = os.environ.get("QWEN3_JAX_START_TIMEOUT", str(TIMEOUT)) if timeout is None else str(timeout)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ValueError(f"the start timeout must be a positive number of seconds, got {text!r}: correct it")
+    return seconds
+
+
+def describe(environ: Mapping[str, str]) -> str:
+    """What `start` would find here, for a person.
+
+    In: {}      Out: "one process"
+    """
+    cluster = find_cluster(environ, metadata=metadata_here())
+    return "one process" if cluster is None else str(cluster)

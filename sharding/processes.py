@@ -1,0 +1,73 @@
+"""What the processes of one job do together. With one process all of it is plain local work.
+
+Everything here that talks is a collective: every process calls it, in the same order.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def is_shared(tree: Any) -> bool:
+    """Whether some array of the tree lies on devices of other processes too."""
+    return any(not getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree))
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process passed (plain JSON values), in the order of the processes.
+
+    In: 3 on process 0 and {"a": 1} on process 1      Out: [3, {"a": 1}] on both
+    """
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: own.size] = own
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def first_does(action: Callable[[], Any]) -> Any:
+    """Runs `action` on process 0 and gives its result (plain JSON values) to all, when it is done.
+
+    Raises:
+      ValueError, FileNotFoundError: what it raised on process 0, on every process.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, error = None, None
+    if is_first():
+        try:
+            result = action()
+        except Exception as failure:
+            error = failure
+    outcome = gather({"result": result, "error": None if error is None else [type(error).__name__, str(error)]})[0]
+    if error is not None:
+        raise error
+    if outcome["error"] is not None:
+        kind, text = outcome["error"]
+        known = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, OSError, FloatingPointError)}
+        raise known.get(kind, RuntimeError)(f"{text} (on process 0)")
+    return outcome["result"]
+
+
+def put(x: Any, sharding: NamedSharding | None) -> Array:
+    """A host array, the same on every process, laid out over the devices of all; each process sends its own parts."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda region: host[region])
