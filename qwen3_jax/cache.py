@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
 from qwen3_jax.placement import Placement
-from qwen3_jax.platforms import target_platform
 from sharding import current_mesh, target_platform
 
 
@@ -69,9 +68,7 @@ def constrain_cache(cache: KVCache, placement: Placement) -> KVCache:
     )
 
 
-def _empty(
-    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement
-) -> KVCache:
+def _empty(config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement) -> KVCache:
     slots = (batch, config.num_key_value_heads * placement.kv_repeats, capacity, config.head_dim)
     if layout == "unrolled":
         shapes: list[tuple[int, ...]] = [slots] * config.num_hidden_layers

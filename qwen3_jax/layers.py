@@ -8,8 +8,8 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
-from qwen3_jax.platforms import target_platform
 from qwen3_jax.rope import apply_rope
+from sharding import target_platform
 
 _MASKED = -1e30  # finite: a row that sees nothing (padding) must give numbers, not NaN
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qwen3_jax.platforms import target_platform
+from sharding import target_platform
 
 _LOOP_BYTES = 16 * 1024  # XLA:CPU fuses a matrix-vector product only if the vector, as float32, is smaller
 _FEW_ROWS = 64  # below, float32 products are bound by reading w

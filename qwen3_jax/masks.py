@@ -42,6 +42,17 @@ def causal_mask(real: Bool[Array, "B T"], segment_ids: Int[Array, "B T"] | None 
     return mask
 
 
+def document_ids(real: Bool[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None) -> Int[Array, "B T"] | None:
+    """What `causal_mask` says beyond causality, as kernels take it: tokens of equal id see each other. Padding is a
+    document of its own, so that every token sees at least itself. None: one document a row, no padding.
+
+    In:  real 0 1 1 1, segment_ids 0 1 1 2     Out: -1 1 1 2
+    """
+    if real is None:
+        return segment_ids
+    return jnp.where(real, jnp.int32(1) if segment_ids is None else segment_ids, jnp.int32(-1))
+
+
 def cache_mask(filled: Bool[Array, "B S"], first_slot: Int[Array, ""], num_queries: int) -> Bool[Array, "B T S"]:
     """Queries in slots first_slot, first_slot + 1, ... see the filled slots up to their own.
 

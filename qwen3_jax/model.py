@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3_jax.cache import KVCache, constrain_cache, mark_filled, write_layer, write_stacked
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.kernels import choose_attention, self_attention
 from qwen3_jax.layers import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.linear import linear
-from qwen3_jax.masks import cache_mask, causal_mask, positions_from_mask, positions_from_segments
+from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
 from qwen3_jax.placement import Placement
@@ -52,7 +53,8 @@ class Context:
 
     cos: Float[Array, "B T H2"]
     sin: Float[Array, "B T H2"]
-    mask: Bool[Array, "B T S"]
+    mask: Bool[Array, "B T S"] | None  # None where a kernel does without
+    documents: Int[Array, "B T"] | None  # what the kernel is told instead: whose token it is; None: one document a row
     slot: Int[Array, ""] | None  # first cache slot to write; None without a cache
 
 
@@ -95,6 +97,7 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
     sparse: bool
     moe_backend: str = "auto"
+    attention_backend: str = "auto"
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = Placement()
@@ -110,18 +113,21 @@ class DecoderLayer(nn.Module):
 
         normed = rms_norm(x, params["input_layernorm"], eps)
         q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement)
-        if ctx.slot is None or keys is None or values is None:
+        if ctx.mask is None:
+            attended = self_attention(q, k, v, ctx.documents, self.attention_backend, self.placement.rules)
+        elif ctx.slot is None or keys is None or values is None:
             # Each device has the queries of its part of the sequence and meets the keys of all of it.
             axes = ("batch", "cache_heads", "cache_length", "head_dim")
             layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
+            attended = attention(q, layer_keys, layer_values, ctx.mask)
         elif index is not None:
             keys, values = write_stacked(keys, k, index, ctx.slot), write_stacked(values, v, index, ctx.slot)
             layer_keys = jax.lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
             layer_values = jax.lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
+            attended = attention(q, layer_keys, layer_values, ctx.mask)
         else:
             keys, values = write_layer(keys, k, ctx.slot), write_layer(values, v, ctx.slot)
-            layer_keys, layer_values = keys, values
-        attended = attention(q, layer_keys, layer_values, ctx.mask)
+            attended = attention(q, keys, values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
         x = place(x + linear(attended, params["o_proj"]), "batch", "sequence", None)
 
@@ -140,6 +146,7 @@ class Qwen3(nn.Module):
       config: the architecture.
       layout: layout of the parameters `init` makes; `apply` accepts both.
       moe_backend: how experts run, see `qwen3_jax.moe`.
+      attention_backend: how whole sequences without a cache attend, see `qwen3_jax.kernels`.
       remat: rematerialise each layer in the backward pass.
       param_dtype: dtype of the parameters `init` makes.
       dtype: dtype of the activations; None takes that of the parameters. Training keeps float32 parameters and computes
@@ -151,6 +158,7 @@ class Qwen3(nn.Module):
     config: ModelConfig
     layout: Layout = "stacked"
     moe_backend: str = "auto"
+    attention_backend: str = "auto"
     remat: bool = False
     param_dtype: Any = jnp.float32
     dtype: Any = None
@@ -179,7 +187,7 @@ class Qwen3(nn.Module):
           logits_to_keep: only the last so many positions get logits; 0 keeps all (Hugging Face's name).
 
         Raises:
-          ValueError: `segment_ids` together with `cache`.
+          ValueError: `segment_ids` together with `cache`, or an unknown backend.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
@@ -194,17 +202,22 @@ class Qwen3(nn.Module):
                 positions = positions_from_mask(real)
                 if cache is not None:
                     positions = positions + jnp.sum(cache.filled, axis=1, dtype=jnp.int32)[:, None]
-        if cache is None:
-            mask, slot = causal_mask(real, segment_ids), None
-        else:
+        dtype = top["embed_tokens"].dtype if self.dtype is None else self.dtype
+        backend = choose_attention(self.attention_backend, tokens.shape[1], self.config.head_dim, dtype)
+        slot = mask = documents = None
+        if cache is not None:
             slot, cache = cache.length, mark_filled(cache, real)
             mask = cache_mask(cache.filled, slot, tokens.shape[1])
-        dtype = top["embed_tokens"].dtype if self.dtype is None else self.dtype
+        elif backend == "xla":
+            mask = causal_mask(real, segment_ids)
+        else:
+            documents = document_ids(None if attention_mask is None else real, segment_ids)
         cos, sin = rope_cos_sin(positions, self.config, dtype)
         ctx = Context(
             cos=place(cos, "batch", "sequence", None),
             sin=place(sin, "batch", "sequence", None),
-            mask=place(mask, "batch", "sequence", "cache_length"),
+            mask=None if mask is None else place(mask, "batch", "sequence", "cache_length"),
+            documents=None if documents is None else place(documents, "batch", "sequence"),
             slot=slot,
         )
 
@@ -236,7 +249,7 @@ class Qwen3(nn.Module):
             return x, None, routings
         assert len(cache.keys) == size, "the cache was made for the other parameter layout"
         x, keys, values, routings = run(x, cache.keys, cache.values, ctx)
-        length = cache.length + ctx.mask.shape[1]
+        length = cache.length + x.shape[1]
         cache = dataclasses.replace(cache, keys=keys, values=values, length=length)
         return x, constrain_cache(cache, self.placement), routings
 
@@ -272,5 +285,5 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "param_dtype", "dtype", "placement")
+        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement")
         return {"sparse": sparse, **{name: getattr(self, name) for name in names}}
