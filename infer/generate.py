@@ -22,6 +22,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params, layout_of
 from qwen3_jax.tokenizer import Tokenizer
 from sharding import axes_of, mesh_of, mesh_size, named_sharding, replicate, under_mesh
+from sharding.processes import put
 
 _SMALLEST_BUCKET = 16
 _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
@@ -189,7 +190,7 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache, mesh: 
         cache=cache,
         token=replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
         automaton=replicate(automaton, mesh),
-        seen=jax.device_put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
+        seen=put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
         keys=replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
         sampling=replicate(SamplingParams(**sampling), mesh),
         tokens=replicate(tokens, mesh),

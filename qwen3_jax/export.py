@@ -1,18 +1,21 @@
 """Parameters to a directory that `transformers` and every tool that reads Hugging Face's Qwen3 load."""
 
 import contextlib
-import functools
+import dataclasses
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from qwen3_jax.config import ModelConfig
@@ -21,6 +24,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params, layout_of
 from qwen3_jax.safetensors_io import DTYPES, INDEX, PendingTensor, write_sharded
 from qwen3_jax.tensor_map import Leaf, leaves
+from sharding.processes import first_does, is_first, is_shared
 
 _WEIGHTS = re.compile(rf"model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}")
 _TOKENIZER = re.compile(
@@ -48,6 +52,9 @@ def save_pretrained(
     Files are written into a temporary directory beside the target and moved when all are complete: a failure leaves
     what was there. One layer of one parameter at a time is copied to the host, whichever layout `params` is in.
 
+    Parameters that lie on devices of several processes are saved by all of them together: each calls this, process 0
+    writes, and all return when the files are there.
+
     Args:
       tokenizer: writes its own files when given.
       max_shard_size: bytes, or such as "5GB" and "200MB"; more becomes several files and an index.
@@ -58,13 +65,47 @@ def save_pretrained(
     limit = parse_size(max_shard_size)
     tensors = _pending(model.config, params)
     config = config_json(model.config, tensors[0].dtype, model.generation)
-    with staged(Path(directory)) as stage:
-        write_sharded(stage, tensors, limit)
-        write_json(stage / "config.json", config)
-        if _has_sampling(model.generation):
-            write_json(stage / "generation_config.json", model.generation.to_hf())
-        if tokenizer is not None:
-            tokenizer.save(stage)
+
+    def write(tensors: Sequence[PendingTensor]) -> None:
+        with staged(Path(directory)) as stage:
+            write_sharded(stage, tensors, limit)
+            write_json(stage / "config.json", config)
+            if _has_sampling(model.generation):
+                write_json(stage / "generation_config.json", model.generation.to_hf())
+            if tokenizer is not None:
+                tokenizer.save(stage)
+
+    if is_shared(params):
+        _write_together(write, tensors)
+    else:
+        write(tensors)
+
+
+def _write_together(write: Callable[[Sequence[PendingTensor]], None], tensors: Sequence[PendingTensor]) -> None:
+    """Process 0 writes, the others bring their parts of each tensor, in the order in which it is written.
+
+    When writing fails, process 0 still takes part in what is left, so that nobody waits for it; then all raise.
+    """
+    left = {tensor.name: tensor for tensor in tensors}
+
+    def blocks(name: str) -> Iterable[np.ndarray]:
+        return left.pop(name).blocks()
+
+    failure = None
+    try:
+        if is_first():
+            write([dataclasses.replace(tensor, blocks=partial(blocks, tensor.name)) for tensor in tensors])
+    except Exception as error:
+        failure = error
+    for tensor in left.values():
+        for _ in tensor.blocks():
+            pass
+
+    def outcome() -> None:
+        if failure is not None:
+            raise failure
+
+    first_does(outcome)
 
 
 def config_json(config: ModelConfig, dtype: np.dtype, generation: GenerationDefaults) -> dict[str, Any]:
@@ -114,7 +155,7 @@ def _pending(config: ModelConfig, params: Params) -> list[PendingTensor]:
                 name=name,
                 dtype=np.dtype(array.dtype),
                 shape=leaf.tensor_shape,
-                blocks=functools.partial(fetch.blocks, index),
+                blocks=partial(fetch.blocks, index),
             )
     order = [name for leaf in leaves(config, "unrolled") for name in leaf.tensors.values()]
     return [tensors[name] for name in order]
@@ -124,7 +165,8 @@ class _HostCopy:
     """Copies one parameter to the host, a layer at a time; a layer's experts, which follow each other, share the copy.
 
     On one CPU device nothing is copied. Elsewhere a new array is made on the device first: jax keeps the host's copy of
-    an array as long as the array lives, and the parameters outlive this.
+    an array as long as the array lives, and the parameters outlive this. A layer that lies on devices of several
+    processes is gathered on all of them; only process 0 copies it.
     """
 
     def __init__(self, leaf: Leaf, array: Array):
@@ -139,10 +181,24 @@ class _HostCopy:
             return
         layer, inner = (index[0], index[1:]) if self.leaf.stacked else (None, index)
         if self.layer is None:
-            self.layer = np.asarray(self.array.copy() if layer is None else self.array[layer])
+            self.layer = self._copy(layer)
         yield self.layer[inner]
         if not self.experts or inner[0] == self.experts - 1:
             self.layer = None
+
+    def _copy(self, layer: int | None) -> np.ndarray:
+        if self.array.is_fully_addressable:
+            return np.asarray(self.array.copy() if layer is None else self.array[layer])
+        gathered = jax.block_until_ready(_gather(self.array, layer, NamedSharding(self.array.sharding.mesh, P())))
+        # What the others yield is not looked at.
+        return np.asarray(gathered) if is_first() else np.broadcast_to(np.zeros((), gathered.dtype), gathered.shape)
+
+
+@partial(jax.jit, static_argnums=2)
+def _gather(array: Array, layer: int | None, whole: NamedSharding) -> Array:
+    if layer is not None:
+        array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+    return jax.lax.with_sharding_constraint(array, whole)
 
 
 def _on_host(array: Array) -> bool:

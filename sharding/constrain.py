@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from sharding.processes import put
 from sharding.rules import DEFAULT_RULES, GATHERED, Rules, axes_of, logical_to_spec
 
 T = TypeVar("T")
@@ -74,7 +75,8 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Host arrays, the same on every process, as arrays that every device has whole."""
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: put(x, whole), tree)
 
 
 def under_mesh(mesh: Mesh | None, items: Iterator[T]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from sharding.processes import first_does
 from train.config import TrainConfig, load_config, to_dict
 from train.loop import train
 from train.pocket import tokenizer as pocket_tokenizer
@@ -21,6 +23,8 @@ USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
 
 def run(config: TrainConfig) -> Path:
     """Trains, resuming what `run_dir` holds, and exports the model in Hugging Face form.
+
+    Many processes call this together, after `sharding.distributed.start`; they must see the same `run_dir`.
 
     Returns:
       `run_dir/model`, a directory that `from_pretrained` and transformers load.
@@ -39,8 +43,9 @@ def run(config: TrainConfig) -> Path:
         )
     ModelConfig.from_hf(config.model)  # a mistake in it shows before anything is written
     run_dir = Path(config.run_dir)
-    _claim(run_dir, config)
-    tok = make_tokenizer(run_dir / "tokenizer", config)
+    first_does(partial(_claim, run_dir, config))
+    first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
+    tok = load_tokenizer(run_dir / "tokenizer")
     model, state = train(config, PocketSource(tok, config.data, config.seed))
     if int(state.step) < config.steps:
         raise SystemExit(143)  # SIGTERM: the state is saved, there is nothing to export yet
@@ -66,12 +71,17 @@ def generation_defaults(tok: Tokenizer) -> GenerationDefaults:
 
 def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
     """The run's tokenizer: trained on the tasks' text at the first start, read back at later ones."""
+    write_tokenizer(directory, config)
+    return load_tokenizer(directory)
+
+
+def write_tokenizer(directory: Path, config: TrainConfig) -> None:
+    """Trains the run's tokenizer where there is none yet."""
     if not (directory / "tokenizer_config.json").exists():
         texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.mixture)
         bpe = pocket_tokenizer.train_tokenizer(texts, config.tokenizer.vocab_size)
         template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
         pocket_tokenizer.save_tokenizer(bpe, directory, template)
-    return load_tokenizer(directory)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +106,7 @@ def _claim(run_dir: Path, config: TrainConfig) -> None:
     ours = to_dict(config) | {"run_dir": ""}
     if path.exists():
         theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        free = {"run_dir", "log_every", "checkpoint_every", "keep_checkpoints"}
+        free = {"run_dir", "log_every", "checkpoint_every", "keep_checkpoints", "mesh"}
         differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         differ = [key for key in differ if key not in free]
         if differ:
