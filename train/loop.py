@@ -67,8 +67,8 @@ class Reporter:
     Every process has one, so that all stop where the loss is not finite; the first one writes.
     """
 
-    def __init__(self, path: Path, config: TrainConfig) -> None:
-        self._path, self._config = path, config
+    def __init__(self, path: Path, config: TrainConfig, expert_devices: int = 1) -> None:
+        self._path, self._config, self._expert_devices = path, config, expert_devices
         self._pending: tuple[int, Metrics, int | Array] | None = None
         self._since, self._tokens = time.perf_counter(), 0
 
@@ -99,7 +99,7 @@ class Reporter:
             "loss": round(loss, 5),
             "grad_norm": round(float(metrics.grad_norm), 4),
             "learning_rate": float(f"{float(metrics.learning_rate):.4g}"),
-            **_balance(metrics.expert_load, self._config.mesh.sizes["expert"]),
+            **_balance(metrics.expert_load, self._expert_devices),
             "tokens_per_second": round(self._tokens / max(now - self._since, 1e-9)),
         }
         self._since, self._tokens = now, 0
@@ -135,7 +135,7 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
             cursors = {stream: everywhere[stream] for stream in here}
             if is_first():
                 _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
-        reporter = Reporter(run_dir / "metrics.jsonl", config)
+        reporter = Reporter(run_dir / "metrics.jsonl", config, 1 if mesh is None else mesh.shape["expert"])
         stream = stack.enter_context(contextlib.closing(prefetch(shares(source, cursors, rows, length, streams))))
         for step in range(int(state.step) + 1, config.steps + 1):
             share, cursors = next(stream)
@@ -168,7 +168,7 @@ def _balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float
     if not expert_load:
         return {}
     load = np.concatenate([np.asarray(run) for run in expert_load]).astype(float)
-    by_device = load.reshape(len(load), max(expert_devices, 1), -1).sum(-1)
+    by_device = load.reshape(len(load), expert_devices, -1).sum(-1)
 
     def worst(x: np.ndarray) -> float:
         return round(float((x.max(1) / np.maximum(x.mean(1), 1e-9)).max()), 3)
