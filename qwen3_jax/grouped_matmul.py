@@ -1,11 +1,15 @@
 """One product for many experts: rows sorted by expert, each run of rows times its own expert's matrix.
 
-Two implementations of the same function, because XLA lowers `jax.lax.ragged_dot` densely over all experts on CPU and
-GPU (64 experts are then 64 times the work):
+Several implementations of the same function, because XLA lowers `jax.lax.ragged_dot` densely over all experts on CPU
+and GPU (64 experts are then 64 times the work):
 
   tiles       a loop over tiles of consecutive rows of one expert; its trip count is the number of tiles there are, so
-              an expert without rows costs nothing and its weights are not read. What CPU runs, and TPU for few rows.
-  ragged_dot  `jax.lax.ragged_dot_general`, a kernel on TPU (which wants [E, I, O] and transposes `w` first).
+              an expert without rows costs nothing and its weights are not read. What CPU runs.
+  megablox    a Pallas kernel for TPU, `qwen3_jax.kernels.megablox`.
+  triton      a Pallas kernel for GPU, `qwen3_jax.kernels.triton`.
+  ragged_dot  `jax.lax.ragged_dot_general`, a kernel on TPU too (which wants [E, I, O] and transposes `w` first).
+
+A kernel asked for on CPU runs in Pallas's interpreter: slowly, to be checked.
 
 Dimensions: A rows (one for each token and expert chosen for it), E experts, I in, O out.
 """
@@ -17,9 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qwen3_jax.kernels.megablox import megablox
+from qwen3_jax.kernels.tiles import tile_table
+from qwen3_jax.kernels.triton import triton_grouped
 from qwen3_jax.linear import linear
+from sharding import target_platform
 
-Implementation = Literal["tiles", "ragged_dot"]
+Implementation = Literal["tiles", "ragged_dot", "megablox", "triton"]
 
 _LOOP_BYTES = 16 * 1024  # XLA:CPU's limit on the row of a fused matrix-vector product, see qwen3_jax.linear
 
@@ -29,7 +37,11 @@ _ROWS_AND_EXPERTS = jax.lax.RaggedDotDimensionNumbers(
 
 
 def grouped_matmul(
-    x: Float[Array, "A I"], w: Float[Array, "E O I"], group_sizes: Int[Array, " E"], implementation: Implementation
+    x: Float[Array, "A I"],
+    w: Float[Array, "E O I"],
+    group_sizes: Int[Array, " E"],
+    implementation: Implementation,
+    usual_rows: int | None = None,
 ) -> Float[Array, "A O"]:
     """Row r of the result is `w[e] @ x[r]`, where e is the group of row r. Differentiable in `x` and `w`.
 
@@ -39,12 +51,42 @@ def grouped_matmul(
     Args:
       x: rows, sorted by group.
       w: one [out, in] matrix a group, in Hugging Face's orientation.
-      group_sizes: number of rows of each group; they sum to A.
+      group_sizes: number of rows of each group; they sum to A, or to less where `usual_rows` is given.
       implementation: see the module.
+      usual_rows: rows that the groups have in most calls, where `x` has room for more (a buffer for the worst case).
+        Rows past the last group give zeros and get a gradient of zeros.
     """
+    interpret = target_platform() == "cpu"
     if implementation == "ragged_dot":
-        return jax.lax.ragged_dot_general(x, w, group_sizes, _ROWS_AND_EXPERTS)
-    return _tiled(x, w, group_sizes, tile_rows(x.shape[0], w.shape[0]))
+        y = jax.lax.ragged_dot_general(x, w, group_sizes, _ROWS_AND_EXPERTS)
+    elif implementation == "megablox":
+        y = megablox(x, w, group_sizes, interpret)
+    elif implementation == "triton":
+        y = triton_grouped(x, w, group_sizes, interpret)
+    else:
+        y = _tiled(x, w, group_sizes, min(tile_rows(usual_rows or x.shape[0], w.shape[0]), x.shape[0]))
+    if usual_rows is None:
+        return y
+    # No implementation need write these rows; masked, they cannot reach anything in either direction.
+    used = jnp.arange(x.shape[0], dtype=group_sizes.dtype) < jnp.sum(group_sizes)
+    return jnp.where(used[:, None], y, jnp.zeros((), y.dtype))
+
+
+def grouped_swiglu(
+    x: Float[Array, "A D"],
+    gate: Float[Array, "E F D"],
+    up: Float[Array, "E F D"],
+    down: Float[Array, "E D F"],
+    group_sizes: Int[Array, " E"],
+    implementation: Implementation,
+    usual_rows: int | None = None,
+) -> Float[Array, "A D"]:
+    """Each row through its own group's expert, down(silu(gate x) * up x); the arguments are `grouped_matmul`'s."""
+
+    def product(rows: Array, w: Array) -> Array:
+        return grouped_matmul(rows, w, group_sizes, implementation, usual_rows)
+
+    return product(jax.nn.silu(product(x, gate)) * product(x, up), down)
 
 
 def tile_rows(rows: int, groups: int) -> int:
@@ -64,27 +106,6 @@ def tile_rows(rows: int, groups: int) -> int:
     return min(height, rows)
 
 
-def _tile_table(
-    group_sizes: Int[Array, " E"], rows: int, tile: int
-) -> tuple[Int[Array, " M"], Int[Array, " M"], Int[Array, " M"], Int[Array, ""]]:
-    """Group, first row and end row (of its group) of every tile, and how many tiles there are; M bounds that number.
-
-    In:  group_sizes [3, 0, 1], tile=2
-    Out: groups [0, 0, 2], starts [0, 2, 3], ends [3, 3, 4], count 3
-    """
-    occupied = min(rows, group_sizes.shape[0])
-    bound = (rows + occupied * (tile - 1)) // tile
-    group_ends = jnp.cumsum(group_sizes)
-    tiles = -(-group_sizes // tile)
-    tile_ends = jnp.cumsum(tiles)
-    index = jnp.arange(bound, dtype=group_sizes.dtype)
-    groups = jnp.searchsorted(tile_ends, index, side="right", method="compare_all")
-    groups = jnp.minimum(groups, group_sizes.shape[0] - 1).astype(group_sizes.dtype)
-    ordinal = index - (tile_ends - tiles)[groups]
-    starts = (group_ends - group_sizes)[groups] + ordinal * tile
-    return groups, starts, group_ends[groups], tile_ends[-1]
-
-
 def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: bool) -> Array:
     """x @ w.T (or x @ w) tile by tile.
 
@@ -93,7 +114,7 @@ def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: boo
     float32 meanwhile: XLA:CPU slices narrower types by converting the whole array.
     """
     rows, tile_dim = x.shape[0], 1 if transpose else 2
-    groups, starts, _, count = _tile_table(group_sizes, rows, tile)
+    groups, starts, _, count = tile_table(group_sizes, rows, tile)
     padded = jnp.pad(x.astype(jnp.float32), ((0, tile - 1), (0, 0)))
 
     def body(i: Array, out: Array) -> Array:
@@ -144,7 +165,7 @@ def _tiled_backward(tile: int, residuals: tuple[Array, Array, Array], dy: Array)
     a whole [E, O, I] array at every tile."""
     x, w, group_sizes = residuals
     dx = _map_tiles(dy, w, group_sizes, tile, transpose=False)
-    groups, starts, ends, count = _tile_table(group_sizes, x.shape[0], tile)
+    groups, starts, ends, count = tile_table(group_sizes, x.shape[0], tile)
     padded_x, padded_dy = (jnp.pad(a.astype(jnp.float32), ((0, tile - 1), (0, 0))) for a in (x, dy))
 
     def body(i: Array, dw: Array) -> Array:
