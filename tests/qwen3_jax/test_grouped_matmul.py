@@ -9,6 +9,7 @@ import pytest
 
 from qwen3_jax import grouped_matmul as module
 from qwen3_jax.grouped_matmul import grouped_matmul, tile_rows
+from qwen3_jax.kernels.tiles import tile_table
 
 LOADS = {
     "even": [4, 4, 4, 4],
@@ -55,7 +56,7 @@ def test_ragged_dot_is_the_same_function(load):
 
 
 def test_tile_table_of_a_small_case():
-    groups, starts, ends, count = module._tile_table(jnp.asarray([3, 0, 1], jnp.int32), 4, 2)
+    groups, starts, ends, count = tile_table(jnp.asarray([3, 0, 1], jnp.int32), 4, 2)
     assert count == 3
     assert groups[:3].tolist() == [0, 0, 2]
     assert starts[:3].tolist() == [0, 2, 3]
@@ -64,7 +65,7 @@ def test_tile_table_of_a_small_case():
 
 def test_tile_table_is_long_enough_for_any_load():
     rng = np.random.default_rng(0)
-    table = jax.jit(module._tile_table, static_argnums=(1, 2))
+    table = jax.jit(tile_table, static_argnums=(1, 2))
     for tile in (1, 5, 16):
         for _ in range(20):
             sizes = rng.multinomial(40, rng.dirichlet(np.full(8, 0.3)))

@@ -199,21 +199,23 @@ def test_expert_counts():
 
 
 @pytest.mark.parametrize(
-    ("backend", "num_tokens", "platform", "execution"),
+    ("backend", "platform", "execution"),
     [
-        ("auto", 1, "cpu", "tiles"),
-        ("auto", 512, "cpu", "tiles"),
-        ("auto", 1, "gpu", "gather"),
-        ("auto", 512, "gpu", "ragged_dot"),
-        ("auto", 1, "tpu", "tiles"),
-        ("auto", 512, "tpu", "ragged_dot"),
-        ("grouped", 1, "cpu", "tiles"),
-        ("grouped", 1, "tpu", "ragged_dot"),
-        ("reference", 1, "tpu", "reference"),
+        ("auto", "cpu", "tiles"),
+        ("auto", "gpu", "triton"),
+        ("auto", "tpu", "megablox"),
+        ("grouped", "tpu", "megablox"),
+        ("ragged_dot", "tpu", "ragged_dot"),
+        ("reference", "tpu", "reference"),
     ],
 )
-def test_the_execution_follows_from_backend_platform_and_tokens(backend, num_tokens, platform, execution):
-    assert choose_execution(backend, num_tokens, CONFIG, platform) == execution
+def test_the_execution_follows_from_backend_and_platform(backend, platform, execution):
+    assert choose_execution(backend, platform) == execution
+
+
+def test_a_kernel_of_another_platform_is_refused():
+    with pytest.raises(ValueError, match="moe_backend='triton' runs on gpu or cpu, got tpu: use 'auto'"):
+        choose_execution("triton", "tpu")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
