@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from sharding.processes import put
-from sharding.rules import DEFAULT_RULES, GATHERED, Rules, axes_of, logical_to_spec
+from sharding.rules import DEFAULT_RULES, GATHERED, MESH_AXES, Rules, axes_of, logical_to_spec
 
 T = TypeVar("T")
 
@@ -20,11 +20,15 @@ def current_mesh() -> Any:
     one device, where nothing is to be said about layouts.
 
     Raises:
-      ValueError: its axes are Explicit.
+      ValueError: its axes are not the five of this project, or they are Explicit.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return None
+    if set(mesh.axis_names) != set(MESH_AXES):
+        raise ValueError(
+            f"the mesh must have the axes {MESH_AXES}, got {mesh.axis_names}: make it with sharding.make_mesh"
+        )
     if any(kind == AxisType.Explicit for kind in mesh.axis_types):
         raise ValueError("the mesh must have Auto axes, got Explicit ones: make it with sharding.make_mesh")
     return mesh

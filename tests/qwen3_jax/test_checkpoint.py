@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sharding
 from qwen3_jax import loading
 from qwen3_jax.checkpoint import default_layout, from_pretrained
 from qwen3_jax.checkpoint_files import resolve_checkpoint
@@ -141,7 +142,7 @@ def test_two_devices_give_the_logits_of_one(tmp_path):
     tokens = np.arange(10, dtype=np.int32)[None]
     model, params = from_pretrained(tmp_path, dtype="float32", layout="stacked")
     expected = jax.jit(model.apply)({"params": params}, tokens).logits
-    mesh = auto_mesh((2,), ("tensor",))
+    mesh = sharding.make_mesh(tensor=2, devices=jax.devices()[:2])
     model, params = from_pretrained(tmp_path, dtype="float32", layout="stacked", mesh=mesh)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)} == {2}
     with jax.set_mesh(mesh):
@@ -160,7 +161,7 @@ def test_the_way_of_one_accelerator_gives_the_same_parameters(layout, tmp_path, 
 
 def test_a_mesh_that_does_not_divide_a_dimension_is_refused(tmp_path):
     write_checkpoint(tmp_path, TIED)
-    message = r"dimension 'vocab' of embed_tokens must divide over 3 devices, got 64: choose another mesh"
+    message = r"num_attention_heads must divide over 3 devices \(tensor=3\), got 4: choose another mesh"
     with pytest.raises(ValueError, match=message):
         from_pretrained(tmp_path, mesh=auto_mesh((3,), ("tensor",)))
 
@@ -330,13 +331,15 @@ def test_a_hub_id_is_fetched_without_what_is_not_needed(tmp_path, monkeypatch):
 MEASURE = """
 import gc, json, sys, threading, time
 import jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 4)
+import sharding
 from qwen3_jax.checkpoint import from_pretrained
 
 def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 
-def load(directory, layout):
+def load(directory, layout, sizes=None):
     gc.collect()
     base, peak, done = anonymous(), [0], threading.Event()
     def watch():
@@ -345,7 +348,8 @@ def load(directory, layout):
             time.sleep(0.001)
     watcher = threading.Thread(target=watch)
     watcher.start()
-    _, params = from_pretrained(directory, layout=layout)
+    mesh = sharding.make_mesh(**sizes) if sizes else None
+    _, params = from_pretrained(directory, layout=layout, mesh=mesh)
     jax.block_until_ready(params)
     done.set()
     watcher.join()
@@ -353,7 +357,7 @@ def load(directory, layout):
     return max(peak[0], anonymous()) - base, sum(leaf.nbytes for leaf in leaves), jnp.bfloat16 == leaves[0].dtype
 
 jnp.zeros(8).block_until_ready()
-print(json.dumps([load(directory, layout) for directory, layout in json.loads(sys.argv[1])]))
+print(json.dumps([load(*case) for case in json.loads(sys.argv[1])]))
 """
 
 
@@ -398,6 +402,21 @@ def test_loading_takes_the_memory_of_the_parameters_and_little_more(tmp_path):
         assert loaded > 0.5e9, case
         assert peak >= loaded, case
         assert peak <= 1.15 * loaded + tensor, case
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_loading_onto_a_mesh_takes_no_more(tmp_path):
+    """Each of four devices gets its slice and nothing else: together the parameters, and at most one tensor beside."""
+    sizes = {"hidden_size": 2048, "head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}
+    config = dense_config(**sizes, intermediate_size=8192, vocab_size=16384, num_hidden_layers=8)
+    total, tensor = write_sparse(tmp_path, config, "BF16", 2)
+    cases = [(str(tmp_path), "stacked", {"fsdp": 2, "tensor": 2})]
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(cases)], capture_output=True, text=True, check=True, timeout=300
+    )
+    ((peak, loaded, _),) = json.loads(found.stdout)
+    assert loaded == total > 1_000_000_000
+    assert loaded <= peak <= 1.15 * loaded + tensor
 
 
 def test_loaded_values_do_not_follow_the_file(tmp_path):

@@ -9,7 +9,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import place
-from sharding import make_mesh, named_sharding
+from sharding import MESH_AXES, make_mesh, named_sharding
 from tests.tiny import dense_config, moe_config, random_params
 
 MESHES = {
@@ -106,9 +106,12 @@ def test_four_heads_on_eight_devices_of_the_largest_release():
     assert placement.rules["cache_heads"] == "tensor"
 
 
-def test_explicit_axes_are_refused_in_one_line():
+def test_a_mesh_of_another_kind_is_refused_in_one_line():
     config = dense_config()
-    mesh = jax.make_mesh((8,), ("fsdp",))
     model = Qwen3(config)
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="must have Auto axes"):
-        jax.eval_shape(model.apply, {"params": random_params(config)}, jnp.zeros((8, 4), jnp.int32))
+    for mesh, message in (
+        (jax.make_mesh((1, 8, 1, 1, 1), MESH_AXES), "must have Auto axes"),
+        (jax.make_mesh((8,), ("fsdp",)), r"must have the axes .* got \('fsdp',\)"),
+    ):
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.apply, {"params": random_params(config)}, jnp.zeros((8, 4), jnp.int32))
