@@ -69,6 +69,16 @@ class Program:
         visit(self.entry, 1)
         return dict(runs)
 
+    @functools.cached_property
+    def callers(self) -> dict[str, str]:
+        """The computation that calls each one that is called by a fusion."""
+        return {
+            callee: name
+            for name in self.computations
+            for instruction in self.computations[name].values()
+            if instruction.opcode == "fusion" and (callee := instruction.attribute("calls")) in self.computations
+        }
+
     @property
     def unknown_loops(self) -> list[str]:
         """Loops whose number of turns the text does not tell."""
@@ -105,7 +115,8 @@ class Program:
             return None
         index, limit = compare
         start = self._start(computation, loop.operands[0], index)
-        return max(limit - start, 0)
+        step = self._step(loop.attribute("body") or "", index)
+        return max(-(-(limit - start) // step), 0)
 
     def _comparison(self, condition: str) -> tuple[int, int] | None:
         """(index of the counter in the loop's tuple, limit) of a condition `counter < limit`."""
@@ -135,6 +146,20 @@ class Program:
             return 0
         value = _through_copies(body, made.operands[index])
         return (_number(value) or 0) if value is not None and value.opcode == "constant" else 0
+
+    def _step(self, body: str, index: int) -> int:
+        """What the body adds to the counter: 1, or more where the compiler has unrolled it."""
+        instructions = self.computations.get(body, {})
+        root = next((instruction for instruction in instructions.values() if instruction.root), None)
+        if root is None or root.opcode != "tuple":
+            return 1
+        step = 0
+        value = _through_copies(instructions, root.operands[index])
+        while value is not None and value.opcode == "add":
+            parts = [_through_copies(instructions, name) for name in value.operands]
+            step += sum(_number(part) or 0 for part in parts if part is not None and part.opcode == "constant")
+            value = next((part for part in parts if part is not None and part.opcode != "constant"), None)
+        return step if step > 0 and value is not None and value.opcode == "get-tuple-element" else 1
 
 
 def parse_program(text: str) -> Program:

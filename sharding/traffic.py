@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -52,15 +53,27 @@ class Collective:
         return self.bytes * self.runs
 
 
-def collectives(program: Program, mesh: Mesh) -> list[Collective]:
-    """All of them, in the order of the text. The program's devices are those of the mesh, in its order."""
+def communication(program: Program, mesh: Mesh) -> list[Collective]:
+    """All of them, in the order of the text. The program's devices are those of the mesh, in its order.
+
+    The TPU compiler writes one collective that runs beside other work as several fusions (its start, the work, its end),
+    each of which repeats it: they carry the same chain and channel, and count once.
+    """
     found = []
+    seen: set[tuple[str, ...]] = set()
     for computation, runs in program.runs.items():
         body = program.computations[computation]
         for instruction in body.values():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            if chain and channel:
+                caller = program.callers.get(computation, computation)
+                if (caller, chain[1], channel[1]) in seen:
+                    continue
+                seen.add((caller, chain[1], channel[1]))
             operands = [shape_bytes(body[name].shape) for name in instruction.operands if name in body]
             operand_bytes = min(operands[:2]) if kind == "ragged-all-to-all" else sum(operands)
             if kind == "collective-permute":
@@ -95,7 +108,7 @@ def moved_bytes(kind: str, operand_bytes: int, size: int) -> int:
         return operand_bytes * (size - 1)
     if kind in ("collective-permute", "send", "collective-broadcast"):
         return operand_bytes
-    return operand_bytes * (size - 1) // size * (2 if kind == "all-reduce" else 1)
+    return (2 if kind == "all-reduce" else 1) * operand_bytes * (size - 1) // size
 
 
 def first_group(attributes: str, num_devices: int) -> list[int]:
@@ -163,7 +176,7 @@ def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
     return collective.runs * group_seconds(collective.kind, collective.bytes, collective.axes, chip, mesh)
 
 
-def group_seconds(kind: str, moved: float, axes: Sequence[str], chip: Chip, mesh: Mesh) -> float:
+def group_seconds(kind: str, moved: float, axes: Sequence[str], chip: Chip, mesh: Any) -> float:
     """The same for one run of `moved` bytes."""
     moved = moved * chip.devices
     extents = physical_extents(axes, chip, mesh)
@@ -182,7 +195,7 @@ def group_seconds(kind: str, moved: float, axes: Sequence[str], chip: Chip, mesh
     return moved / (chip.link_bandwidth * sum(links))
 
 
-def physical_extents(axes: Sequence[str], chip: Chip, mesh: Mesh) -> list[int] | None:
+def physical_extents(axes: Sequence[str], chip: Chip, mesh: Any) -> list[int] | None:
     """Sizes, in chips, of the torus dimensions that a group along these axes spans; None if it leaves the slice.
 
     In: ("tensor",) of a mesh whose tensor axis lies on 4 chips of one dimension     Out: [4]

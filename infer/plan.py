@@ -1,0 +1,132 @@
+"""Prefill and decoding, compiled for devices that are not here."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from infer.automaton import Tokens, initial
+from infer.decode import DecodeState, decode, prefill
+from infer.generate import prompt_bucket
+from infer.sampling import SamplingParams
+from qwen3_jax.cache import KVCache, init_cache
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params, ParamSpec, spec_tree
+from qwen3_jax.placement import Placement, place
+from sharding import Rules, axes_of, named_sharding
+from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
+
+_STEPS = 32  # tokens of one call of `decode` on TPU
+_CLOSING = 32  # tokens of the stop-thinking text, padded
+
+
+def plan_prefill(
+    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int
+) -> tuple[Outcome, dict[str, int], int]:
+    """The last chunk of a prompt, bfloat16, which meets the cache of all of it.
+
+    Returns:
+      the outcome, bytes per device of "parameters" and "cache", and the number of chunks of the prompt.
+
+    Raises:
+      ValueError: the mesh does not divide the model or the batch.
+    """
+    model, params = abstract_model(config, mesh, rules, batch_size)
+    bucket = prompt_bucket(sequence_length)
+    chunk = prompt_bucket(1)
+    while chunk < bucket and prompt_bucket(2 * chunk) == 2 * chunk and prompt_bucket(chunk + 1) == 2 * chunk:
+        chunk *= 2
+    cache = abstract_cache(model, mesh, batch_size, bucket)
+    whole = NamedSharding(mesh, PartitionSpec())
+    tokens = jax.ShapeDtypeStruct((batch_size, chunk), jnp.int32, sharding=whole)
+    real = jax.ShapeDtypeStruct((batch_size, chunk), jnp.bool_, sharding=whole)
+    with jax.set_mesh(mesh):
+        outcome = compile_ahead(prefill, model, params, cache, tokens, real)
+    return outcome, {"parameters": local_bytes(params), "cache": local_bytes(cache)}, bucket // chunk
+
+
+def plan_decode(
+    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int
+) -> tuple[Outcome, dict[str, int]]:
+    """The loop that makes 32 tokens a row with a cache of `sequence_length` slots, sampling included, bfloat16.
+
+    Returns:
+      the outcome, and bytes per device of "parameters" and "cache".
+
+    Raises:
+      ValueError: the mesh does not divide the model or the batch.
+    """
+    model, params = abstract_model(config, mesh, rules, batch_size)
+    state = abstract_decode_state(model, mesh, batch_size, sequence_length)
+    with jax.set_mesh(mesh):
+        outcome = compile_ahead(decode, model, params, state, valid_vocab=config.vocab_size, num_steps=_STEPS)
+    return outcome, {"parameters": local_bytes(params), "cache": local_bytes(state.cache)}
+
+
+def abstract_model(config: ModelConfig, mesh: Mesh, rules: Rules, batch_size: int) -> tuple[Qwen3, Params]:
+    """The model on the mesh, and its bfloat16 parameters as shapes."""
+    placement = place(config, mesh, rules)
+    ways = int(np.prod([mesh.shape[axis] for axis in axes_of("batch", placement.rules)]))
+    if batch_size % ways:
+        raise ValueError(
+            f"the batch must divide over the {ways} devices of {axes_of('batch', placement.rules)}, got {batch_size}: "
+            "change it or the mesh"
+        )
+    params = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(
+            spec.shape, jnp.bfloat16, sharding=named_sharding(mesh, spec.axes, placement.rules)
+        ),
+        spec_tree(config, "stacked"),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    return Qwen3(config, param_dtype=jnp.bfloat16, placement=placement), params
+
+
+def abstract_cache(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> KVCache:
+    """An empty cache as shapes, laid out as `qwen3_jax.cache.constrain_cache` does."""
+    make = partial(init_cache, model.config, batch_size, capacity, "stacked", jnp.bfloat16, Placement())
+    cache = jax.eval_shape(make)
+    repeats = model.placement.kv_repeats
+
+    def lay(leaf: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+        shape = list(leaf.shape)
+        if len(shape) == 5:
+            shape[2] *= repeats
+        sharding = named_sharding(mesh, axes, model.placement.rules)
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
+
+    axes = (None, "batch", "cache_heads", "cache_length", "head_dim")
+    return KVCache(
+        keys=tuple(lay(leaf, *axes) for leaf in cache.keys),
+        values=tuple(lay(leaf, *axes) for leaf in cache.values),
+        filled=lay(cache.filled, "batch", "cache_length"),
+        length=lay(cache.length),
+    )
+
+
+def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> DecodeState:
+    """`infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
+
+    def small() -> tuple[Any, ...]:
+        row = jnp.zeros(batch_size, jnp.int32)
+        value = jnp.zeros(batch_size, jnp.float32)
+        closing = jnp.zeros((batch_size, _CLOSING), jnp.int32)
+        automaton = initial(row > 0, row, row, closing, row)
+        sampling = SamplingParams(temperature=value, top_k=row, top_p=value, min_p=value, presence_penalty=value)
+        tokens = Tokens(think=jnp.int32(0), end_think=jnp.int32(0), ends=jnp.zeros(2, jnp.int32), pad=jnp.int32(0))
+        return row, automaton, jax.random.split(jax.random.key(0), batch_size), sampling, tokens
+
+    token, automaton, keys, sampling, tokens = abstract(jax.eval_shape(small), NamedSharding(mesh, PartitionSpec()))
+    seen = jax.ShapeDtypeStruct(
+        (batch_size, model.config.vocab_size),
+        jnp.bool_,
+        sharding=named_sharding(mesh, ("batch", None), model.placement.rules),
+    )
+    cache = abstract_cache(model, mesh, batch_size, capacity)
+    return DecodeState(
+        cache=cache, token=token, automaton=automaton, seen=seen, keys=keys, sampling=sampling, tokens=tokens
+    )

@@ -1,0 +1,192 @@
+"""`qwen3-jax plan`: what a model needs on a machine that is not here."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qwen3_jax.cli.arguments import Parser, UsageError, whole_number
+
+_FINALISTS = 3  # meshes that --search compiles
+
+_EPILOG = """\
+The project's own program (training step, prefill or decode loop) is compiled for the slice by the TPU compiler, which
+runs on any Linux machine: pip install 'qwen3-jax[tpu-plan]'. It takes 20 seconds to 5 minutes. A program that does not
+fit is an answer, not an error. Bytes are per chip and step; FLOPs are of all chips.
+
+examples:
+  qwen3-jax plan --model qwen3-0.6b --mesh fsdp=8 --topology v5e:2x4 --mode train --sequence-length 4096 --batch-size 8
+  qwen3-jax plan --model qwen3-32b --search --topology v5p:2x2x2 --mode decode --sequence-length 32768 --batch-size 8
+"""
+
+
+def parser() -> Parser:
+    """The arguments of this command."""
+    result = Parser(
+        "plan", "Says what a model needs on a TPU slice: memory, communication, FLOPs, and its bound.", _EPILOG
+    )
+    result.add_argument(
+        "--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint"
+    )
+    result.add_argument("--mesh", metavar="SIZES", help="fsdp=32,expert=8 or a YAML file; the product is all devices")
+    result.add_argument("--topology", metavar="CHIP:SHAPE", help="v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4, v4:4x4x4")
+    result.add_argument("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
+    result.add_argument("--mode", metavar="MODE", help="train, prefill or decode")
+    result.add_argument("--sequence-length", type=whole_number, metavar="N", help="of a row; decoding: of the cache")
+    result.add_argument("--batch-size", type=whole_number, metavar="N", help="sequences, over all chips")
+    result.add_argument(
+        "--search", action="store_true", help=f"try all legal meshes by arithmetic, compile the best {_FINALISTS}"
+    )
+    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan."""
+    for name in ("model", "topology", "mode", "sequence_length", "batch_size"):
+        if getattr(args, name) is None:
+            raise UsageError(f"--{name.replace('_', '-')} is needed, got none: see qwen3-jax plan --help")
+    if args.mode not in ("train", "prefill", "decode"):
+        raise UsageError(f"--mode must be train, prefill or decode, got {args.mode!r}: choose one")
+    if (args.mesh is None) != args.search:
+        got = "both" if args.search else "neither"
+        raise UsageError(f"one of --mesh and --search is needed, got {got}: see qwen3-jax plan --help")
+    for name in ("sequence_length", "batch_size", "num_slices"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}: correct it")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on an accelerator, not even where there is one
+    from qwen3_jax.cli.common import print_json
+
+    plan = _search(args) if args.search else _plan(args, args.mesh)
+    if args.json:
+        print_json(plan)
+    else:
+        _show(plan)
+    return 0
+
+
+def _plan(args: argparse.Namespace, mesh_text: str) -> dict[str, Any]:
+    import dataclasses
+
+    from infer.plan import plan_decode, plan_prefill
+    from qwen3_jax.plans import Request, describe
+    from sharding import parse_mesh
+    from sharding.topology import parse_topology, topology_devices
+    from train.plan import plan_train
+
+    topology = parse_topology(args.topology, args.num_slices)
+    mesh_config = parse_mesh(mesh_text)
+    if args.num_slices > 1:
+        mesh_config = dataclasses.replace(mesh_config, slices=args.num_slices)
+    mesh_config.resolve(topology.num_devices)
+    config = _model(args.model)
+    mesh = mesh_config.build(topology_devices(topology))
+    request = Request(
+        model=args.model,
+        config=config,
+        mesh=mesh_config,
+        topology=topology,
+        mode=args.mode,
+        sequence_length=args.sequence_length,
+        batch_size=args.batch_size,
+    )
+    asked = (config, mesh, mesh_config.table, args.sequence_length, args.batch_size)
+    calls = 1
+    if args.mode == "train":
+        outcome, held = plan_train(*asked)
+    elif args.mode == "decode":
+        outcome, held = plan_decode(*asked)
+    else:
+        outcome, held, calls = plan_prefill(*asked)
+    return describe(request, mesh, outcome, held, calls)
+
+
+def _search(args: argparse.Namespace) -> dict[str, Any]:
+    """The best of the compiled finalists, with all candidates under "search"."""
+    from qwen3_jax.mesh_search import search
+    from qwen3_jax.plans import mesh_text
+    from sharding.topology import parse_topology
+
+    topology = parse_topology(args.topology, args.num_slices)
+    candidates = search(_model(args.model), topology, args.mode, args.sequence_length, args.batch_size)
+    if not candidates:
+        raise UsageError(
+            f"a mesh of {topology.num_devices} devices must divide the model and a batch of {args.batch_size}, got none "
+            "that does: change the topology or the batch"
+        )
+    plans = [_plan(args, mesh_text(candidate.sizes)) for candidate in candidates[:_FINALISTS]]
+    best = min(plans, key=lambda plan: (not plan["fits"], sum(plan["seconds"].values())))
+    rows = [
+        {
+            "mesh": candidate.sizes,
+            "fits": candidate.fits,
+            "peak_bytes_per_chip": candidate.peak_per_chip,
+            "bound": candidate.bound.name,
+            "seconds": candidate.bound.serial_seconds,
+        }
+        for candidate in candidates
+    ]
+    return {**best, "search": rows, "compiled": plans}
+
+
+def _model(name: str) -> Any:
+    from pathlib import Path
+
+    from qwen3_jax.model_configs import load_model_config
+
+    return load_model_config(Path(name) / "config.json" if Path(name).is_dir() else name)
+
+
+def _show(plan: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from qwen3_jax.plans import mesh_text
+
+    console = Console(highlight=False)
+    title = (
+        f"{plan['model']} {plan['mode']} on {plan['num_slices']} x {plan['topology']} ({plan['chips']} chips), mesh "
+        f"{mesh_text(plan['mesh'])}, sequence {plan['sequence_length']}, batch {plan['batch_size']}"
+    )
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    for label, text in _lines(plan):
+        console.print(Text.assemble((f"  {label:<14}", "cyan"), text), soft_wrap=True)
+    for row in plan.get("search", [])[:10]:
+        verdict = "fits" if row["fits"] else "too large"
+        console.print(
+            f"  candidate     {mesh_text(row['mesh'])}: {_gib(row['peak_bytes_per_chip'])}, {verdict}, "
+            f"{row['seconds']:.3g} s by the analytic model",
+            soft_wrap=True,
+        )
+
+
+def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each line."""
+    peak, hbm = plan["peak_bytes_per_chip"], plan["hbm_bytes_per_chip"]
+    verdict = "fits" if plan["fits"] else "does NOT fit"
+    yield "memory", f"{_gib(peak)} of {_gib(hbm)} a chip: {verdict}"
+    for name, size in plan["memory"].items():
+        yield "", f"{name} {_gib(size)}"
+    if not plan["fits"]:
+        yield "largest", "; ".join(f"{entry['what']} {_gib(entry['bytes'])}" for entry in plan["largest_buffers"])
+        nearest = plan["nearest_mesh"]
+        from qwen3_jax.plans import mesh_text
+
+        remedy = mesh_text(nearest) if nearest else "none of these chips: take more chips or a smaller batch"
+        yield "nearest mesh", f"{remedy} (by the analytic model)"
+    for row in plan["communication"]:
+        times = f", {row['runs']} times" if "runs" in row else " (analytic)"
+        yield "sends", f"{row['kind']} over {' and '.join(row['axes']) or 'no axis'}: {_gib(row['bytes'])}{times}"
+    yield "FLOPs", f"{plan['flops_per_step']:.4g} a step, {plan['hardware_flops_per_step']:.4g} with recomputation"
+    parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan["seconds"].items())
+    yield "bound", f"{plan['bound']} ({parts})"
+    yield (
+        "allows",
+        f"{plan['mfu_bound']:.1%} MFU with everything overlapped, {plan['mfu_without_overlap']:.1%} with nothing; "
+        f"{plan['tokens_per_second_bound']:,.0f} tokens/s",
+    )
+    yield "compiled in", f"{plan['compile_seconds']} s"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**24 else f"{size / 2**20:.2f} MiB"

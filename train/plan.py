@@ -1,0 +1,74 @@
+"""The training step, compiled for devices that are not here."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.params import ParamSpec, spec_tree
+from sharding import Rules, named_sharding
+from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
+from train.config import DataConfig, TrainConfig
+from train.data import Batch
+from train.optimizer import make_optimizer
+from train.step import TrainState, make_model, make_step, state_shardings
+
+
+def plan_train(
+    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int, **changes: Any
+) -> tuple[Outcome, dict[str, int]]:
+    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, rematerialised.
+
+    Args:
+      batch_size: sequences of the global batch.
+      changes: fields of `TrainConfig` that differ.
+
+    Returns:
+      the outcome, and bytes per device of "parameters" and "optimizer".
+
+    Raises:
+      ValueError: the mesh does not divide the model or the batch.
+    """
+    from sharding import MeshConfig
+
+    settings: dict[str, Any] = {
+        "model": config.to_hf(),
+        "layout": "stacked",
+        "dtype": "bfloat16",
+        "remat": True,
+        "mesh": MeshConfig(**mesh_sizes(mesh), rules=dict(rules)),
+        "data": DataConfig(rows=batch_size, length=sequence_length),
+        "steps": 1000,
+    }
+    train = TrainConfig(**(settings | changes))
+    model = make_model(train, mesh)
+    state = abstract_state(model, train, mesh)
+    layout = named_sharding(mesh, ("batch", "sequence"), model.placement.rules)
+
+    def row(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=layout)
+
+    batch = Batch(tokens=row(jnp.int32), targets=row(jnp.int32), loss_mask=row(jnp.bool_), segment_ids=row(jnp.int32))
+    step = make_step(model, train, mesh)  # makes a few arrays, for which a mesh without devices would be in the way
+    with jax.set_mesh(mesh):
+        outcome = compile_ahead(step, state, batch)
+    return outcome, {"parameters": local_bytes(state.params), "optimizer": local_bytes(state.opt_state)}
+
+
+def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of the training state; nothing is allocated."""
+    params = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
+        spec_tree(model.config, model.layout),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state)
+    return abstract(state, state_shardings(model, config, mesh))
+
+
+def mesh_sizes(mesh: Mesh) -> dict[str, int]:
+    return {str(name): int(size) for name, size in mesh.shape.items()}
