@@ -92,7 +92,7 @@ def abstract_cache(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> 
     cache = jax.eval_shape(make)
     repeats = model.placement.kv_repeats
 
-    def lay(leaf: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+    def lay(leaf: Any, *axes: str | None) -> Any:
         shape = list(leaf.shape)
         if len(shape) == 5:
             shape[2] *= repeats
@@ -121,7 +121,7 @@ def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: i
         return row, automaton, jax.random.split(jax.random.key(0), batch_size), sampling, tokens
 
     token, automaton, keys, sampling, tokens = abstract(jax.eval_shape(small), NamedSharding(mesh, PartitionSpec()))
-    seen = jax.ShapeDtypeStruct(
+    seen: Any = jax.ShapeDtypeStruct(
         (batch_size, model.config.vocab_size),
         jnp.bool_,
         sharding=named_sharding(mesh, ("batch", None), model.placement.rules),

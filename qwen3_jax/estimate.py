@@ -149,7 +149,7 @@ def _weights(config: ModelConfig, s: Shards, gathers: int, scatters: int, add: "
 
 
 def _between_layers(config: ModelConfig, s: Shards, passes: int, add: "_Adder") -> None:
-    """Partial sums over `tensor`, keys over `context`, tokens to the experts and back: `passes` forward passes' worth."""
+    """Partial sums over `tensor`, keys over `context`, tokens to the experts and back, of `passes` forward passes."""
     hidden = s.tokens * config.hidden_size * _NARROW
     layers = config.num_hidden_layers
     sparse = sum(length for sparse, length in config.segments if sparse)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -72,7 +73,8 @@ def search(
     ranked = sorted(zip(sizes, estimates, strict=True), key=rough)[:finalists]
     candidates = []
     for each, found in ranked:
-        mesh = MeshConfig(**each, slices=topology.slices).build(devices)
+        settings: dict[str, Any] = {**each, "slices": topology.slices}
+        mesh = MeshConfig(**settings).build(devices)
         candidates.append(judge(config, each, found, mesh, topology, mode, sequence_length, batch_size))
     return sorted(candidates, key=lambda candidate: (not candidate.fits, candidate.bound.serial_seconds))
 

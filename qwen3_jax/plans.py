@@ -136,7 +136,7 @@ def _estimated(
         {"kind": kind, "axes": [axis for axis in axes if sizes[axis] > 1], "bytes": int(size * devices)}
         for (kind, axes), size in sent.items()
     ]
-    return sorted(rows, key=lambda row: -row["bytes"])  # type: ignore[operator]
+    return sorted(rows, key=lambda row: -row["bytes"])
 
 
 def _by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """What accelerators can do: the published figures that a plan holds its program against.
 
 Sources (all read 2026-11):
-  TPU   the pages "TPU v4", "v5e", "v5p", "v6e", "tpu7x" of docs.cloud.google.com/tpu/docs: peak bf16, HBM, bidirectional
-        inter-chip (ICI) and data-centre (DCN) bandwidth per chip. One-way bandwidth of a link and DCN of v4 and v5e:
+  TPU   the pages "TPU v4", "v5e", "v5p", "v6e", "tpu7x" of docs.cloud.google.com/tpu/docs: peak bf16, HBM, inter-chip
+        (ICI, both ways) and data-centre (DCN) bandwidth per chip. One-way bandwidth of a link and DCN of v4 and v5e:
         jax-ml.github.io/scaling-book/tpus ("TPU specs"), whose links are what is reached, a tenth below the nominal.
         The chip-local link of tpu7x (six times one ICI link of a direction): docs.cloud.google.com/tpu/docs/tpu7x.
   GPU   NVIDIA's data sheets of the SXM boards (dense bf16, without sparsity); one 400 Gbit/s network card a GPU.
@@ -20,7 +20,7 @@ class Chip:
 
     Attributes:
       flops: bf16 operations a second at the peak.
-      hbm_bytes: memory, as the compiler may fill it: what the hardware keeps for itself is not in it where that is known.
+      hbm_bytes: memory; the compiler keeps some for itself (15.75 of 16 GiB are left on v5e).
       hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second of one network link in one direction.
       torus: dimensions of the torus the links make; 0 for a switch, to which `link_bandwidth` is the whole connection.

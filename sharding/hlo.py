@@ -41,10 +41,10 @@ class Instruction:
     attributes: str
     root: bool
 
-    def attribute(self, key: str) -> str | None:
-        """Value of a plain attribute: In: "body"     Out: "wide.region_0.1" """
+    def attribute(self, key: str) -> str:
+        """Value of a plain attribute, "" without it. In: "body"     Out: "wide.region_0.1" """
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+        return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Program:
             names += [name for key in ("true_computation", "false_computation") if (name := instruction.attribute(key))]
             return [(name, 1) for name in names if name in self.computations]
         key = {"fusion": "calls", "async-start": "calls", "call": "to_apply", "call-start": "to_apply"}
-        callee = instruction.attribute(key[instruction.opcode]) if instruction.opcode in key else None
+        callee = instruction.attribute(key[instruction.opcode]) if instruction.opcode in key else ""
         return [(callee, 1)] if callee in self.computations else []
 
     def trip_count(self, computation: str, loop: Instruction) -> int | None:
@@ -115,7 +115,7 @@ class Program:
             return None
         index, limit = compare
         start = self._start(computation, loop.operands[0], index)
-        step = self._step(loop.attribute("body") or "", index)
+        step = self._step(loop.attribute("body"), index)
         return max(-(-(limit - start) // step), 0)
 
     def _comparison(self, condition: str) -> tuple[int, int] | None:
@@ -124,7 +124,7 @@ class Program:
         root = next(instruction for instruction in body.values() if instruction.root)
         operands: tuple[str, ...] = root.operands
         direction = root
-        if root.opcode == "fusion" and (inner := self.computations.get(root.attribute("calls") or "")):
+        if root.opcode == "fusion" and (inner := self.computations.get(root.attribute("calls"))):
             direction = next(instruction for instruction in inner.values() if instruction.root)
             order = [inner[name].opcode == "parameter" and _number(inner[name]) for name in direction.operands]
             if any(index is False or index is None for index in order):

@@ -56,7 +56,7 @@ class Collective:
 def communication(program: Program, mesh: Mesh) -> list[Collective]:
     """All of them, in the order of the text. The program's devices are those of the mesh, in its order.
 
-    The TPU compiler writes one collective that runs beside other work as several fusions (its start, the work, its end),
+    The TPU compiler writes a collective that runs beside other work as several fusions (its start, the work, its end),
     each of which repeats it: they carry the same chain and channel, and count once.
     """
     found = []
@@ -78,11 +78,8 @@ def communication(program: Program, mesh: Mesh) -> list[Collective]:
             operand_bytes = min(operands[:2]) if kind == "ragged-all-to-all" else sum(operands)
             if kind == "collective-permute":
                 operand_bytes = operands[0]
-            if kind == "send":
-                group, axes = [0, 1], ("slices",)
-            else:
-                group = first_group(instruction.attributes, mesh.size)
-                axes = axes_of_group(group, mesh)
+            group = [0, 1] if kind == "send" else first_group(instruction.attributes, mesh.size)
+            axes = ("slices",) if kind == "send" else axes_of_group(group, mesh)
             if kind == "all-reduce" and "all-reduce-scatter" in computation:
                 kind = "reduce-scatter"  # how the TPU compiler writes a fused one
             if len(group) > 1:

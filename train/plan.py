@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import ParamSpec, spec_tree
-from sharding import Rules, named_sharding
+from sharding import MeshConfig, Rules, named_sharding
 from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
 from train.config import DataConfig, TrainConfig
 from train.data import Batch
@@ -31,8 +31,6 @@ def plan_train(
     Raises:
       ValueError: the mesh does not divide the model or the batch.
     """
-    from sharding import MeshConfig
-
     settings: dict[str, Any] = {
         "model": config.to_hf(),
         "layout": "stacked",
@@ -70,5 +68,6 @@ def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
     return abstract(state, state_shardings(model, config, mesh))
 
 
-def mesh_sizes(mesh: Mesh) -> dict[str, int]:
+def mesh_sizes(mesh: Mesh) -> dict[str, Any]:
+    """In: a mesh     Out: {"data": 1, "fsdp": 8, ...}"""
     return {str(name): int(size) for name, size in mesh.shape.items()}

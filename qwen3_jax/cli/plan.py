@@ -111,8 +111,8 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     candidates = search(_model(args.model), topology, args.mode, args.sequence_length, args.batch_size)
     if not candidates:
         raise UsageError(
-            f"a mesh of {topology.num_devices} devices must divide the model and a batch of {args.batch_size}, got none "
-            "that does: change the topology or the batch"
+            f"a mesh of {topology.num_devices} devices must divide the model and a batch of {args.batch_size}, got "
+            "none that does: change the topology or the batch"
         )
     plans = [_plan(args, mesh_text(candidate.sizes)) for candidate in candidates[:_FINALISTS]]
     best = min(plans, key=lambda plan: (not plan["fits"], sum(plan["seconds"].values())))

@@ -10,10 +10,11 @@ from sharding.hlo import parse_program, shape_bytes, shape_dims
 from sharding.traffic import axes_of_group, communication, first_group, moved_bytes
 
 ROWS, WIDTH = 64, 256
+SPLIT = PartitionSpec(("fsdp", "tensor"))
 BYTES = ROWS * WIDTH * 4
 
 
-def compiled(function, mesh, spec=PartitionSpec(("fsdp", "tensor")), out=None, steps=0):
+def compiled(function, mesh, spec=SPLIT, out=None):
     """The program of a function of local arrays on a [ROWS, WIDTH] float32 array."""
     out = spec if out is None else out
     local = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)
@@ -41,7 +42,7 @@ def test_a_reduce_scatter_and_an_all_reduce_of_both_axes(mesh):
         return scattered + jax.lax.psum(jnp.sum(x), ("fsdp", "tensor"))
 
     program = compiled(function, mesh, PartitionSpec("fsdp"), PartitionSpec(("fsdp", "tensor")))
-    found = dict((kind, rest) for kind, *rest in sent(program, mesh))
+    found = {kind: rest for kind, *rest in sent(program, mesh)}
     assert found["reduce-scatter"] == [("tensor",), 2, BYTES // 4 // 2, 1]
     assert found["all-reduce"] == [("fsdp", "tensor"), 8, 2 * 4 * 7 // 8, 1]
 
@@ -51,7 +52,7 @@ def test_an_all_to_all_and_a_permutation(mesh):
         there = jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True)
         return there + jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)])
 
-    found = dict((kind, rest) for kind, *rest in sent(compiled(function, mesh), mesh))
+    found = {kind: rest for kind, *rest in sent(compiled(function, mesh), mesh)}
     assert found["all-to-all"] == [("fsdp",), 4, BYTES // 8 * 3 // 4, 1]
     assert found["collective-permute"] == [("tensor",), 2, BYTES // 8, 1]
 
@@ -84,6 +85,7 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named(mesh):
     assert len(program.unknown_loops) == 1
 
 
+# ruff: noqa: E501
 TPU_TEXT = """HloModule jit_f, num_partitions=8
 
 %body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {

@@ -95,7 +95,7 @@ def test_between_slices_the_data_centre_network_counts():
 
 
 def test_what_a_failed_compilation_says():
-    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm.
+    message = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm.
 
   Largest program allocations in hbm:
 
