@@ -8,8 +8,8 @@ No token is dropped, whatever the load. An owner's sequence may be many times th
 experts), so it is worked through in rounds of a fixed number of rows: a balanced load takes one round, and the buffers
 of a round bound memory. How many rounds there are is known on all devices before the first.
 
-Dimensions: T tokens of this device, X experts a token, A = T * X assignments, R rows of a round, P devices that share the
-experts, L experts of each (E = P * L).
+Dimensions: T tokens of this device, X experts a token, A = T * X assignments, R rows of a round, P devices that share
+the experts, L experts of each (E = P * L).
 """
 
 import dataclasses

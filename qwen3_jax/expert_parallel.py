@@ -1,8 +1,8 @@
 """Experts spread over the devices of a mesh: one `jax.shard_map` over all of its axes.
 
 Each device has its own tokens (`batch` and `sequence`; the same on all devices of `tensor`) and its own experts
-(`expert`), of which the features are split over `tensor` and the model's dimension, while they wait, over `fsdp`. Tokens
-meet experts in one of two ways, chosen from static shapes by `choose_form`:
+(`expert`), of which the features are split over `tensor` and the model's dimension, while they wait, over `fsdp`.
+Tokens meet experts in one of two ways, chosen from static shapes by `choose_form`:
 
   dispatch   tokens go to the owners of their experts and come back (all-to-all), see `expert_dispatch`. Also when every
              device has all experts: then nothing is sent.

@@ -78,9 +78,9 @@ def _grouped(x: Array, params: Params, routing: Routing, implementation: Impleme
     num_tokens, per_token = routing.experts.shape
     order, places = sort_assignments(routing.experts)
     sizes = expert_counts(routing.experts, params["router"].shape[0])
-    weights = (params[f"experts_{name}_proj"] for name in ("gate", "up", "down"))
+    gate, up, down = (params[f"experts_{name}_proj"] for name in ("gate", "up", "down"))
     rows = permute(jnp.repeat(x, per_token, axis=0), order, places)
-    rows = grouped_swiglu(rows, *weights, sizes, implementation)
+    rows = grouped_swiglu(rows, gate, up, down, sizes, implementation)
     return _mix(permute(rows, places, order).reshape(num_tokens, per_token, -1), routing)
 
 

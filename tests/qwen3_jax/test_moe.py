@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.moe import BACKENDS, choose_execution, expert_counts, moe, route
+from qwen3_jax.execution import BACKENDS, choose_execution
+from qwen3_jax.moe import moe
+from qwen3_jax.router import expert_counts, route
 
 CONFIG = ModelConfig(
     vocab_size=8,
@@ -23,7 +25,15 @@ CONFIG = ModelConfig(
     num_experts_per_tok=2,
     moe_intermediate_size=16,
 )
-MOE = jax.jit(moe, static_argnums=(2, 3))
+
+
+def one_row(x, params, config, backend="auto"):
+    """`moe` of tokens [T, D], as a batch of one row: the mixture, [T, D], and the router's report."""
+    mixed, report = moe(x[None], params, config, backend)
+    return mixed[0], report
+
+
+MOE = jax.jit(one_row, static_argnums=(2, 3))
 EXECUTIONS = ("reference", "gather", "tiles", "ragged_dot")
 
 
@@ -84,6 +94,7 @@ def test_route_takes_the_best_experts_of_a_softmax_over_all():
 def test_route_in_bfloat16_works_in_float32_between_the_logits_and_the_weights():
     x, router = make_x(64, jnp.bfloat16), make_params(dtype=jnp.bfloat16)["router"]
     got = route(x, router, 2, norm_topk_prob=True)
+    assert got.weights.dtype == jnp.bfloat16
     probabilities = jax.nn.softmax(got.logits.astype(jnp.float32), axis=-1)
     best = jnp.sort(probabilities, axis=-1)[:, :-3:-1]
     np.testing.assert_array_equal(got.weights, (best / best.sum(-1, keepdims=True)).astype(jnp.bfloat16))
@@ -114,7 +125,7 @@ def test_every_execution_gives_hugging_faces_numbers(norm_topk_prob, num_tokens)
 
 @partial(jax.jit, static_argnums=3)
 def value_and_gradients(params, x, cotangent, execution):
-    y, pull_back = jax.vjp(lambda params, x: moe(x, params, CONFIG, execution)[0], params, x)
+    y, pull_back = jax.vjp(lambda params, x: one_row(x, params, CONFIG, execution)[0], params, x)
     return y, pull_back(cotangent)
 
 
@@ -124,7 +135,7 @@ def test_executions_agree_in_values_and_all_gradients(favoured, num_tokens):
     params, x = make_params(), make_x(num_tokens)
     if favoured:
         params, x = skewed(params, x, favoured)
-        counts = expert_counts(MOE(x, params, CONFIG)[1].experts, CONFIG.num_experts)
+        counts = MOE(x, params, CONFIG)[1].load
         assert sorted(counts.tolist(), reverse=True) == [num_tokens, num_tokens, 0, 0, 0, 0, 0, 0]
     cotangent = make_x(num_tokens, seed=2)
     want = value_and_gradients(params, x, cotangent, "reference")
@@ -138,8 +149,8 @@ def test_executions_agree_in_bfloat16_to_its_rounding():
     params, x = make_params(dtype=jnp.bfloat16), make_x(40, jnp.bfloat16)
     exact, _ = MOE(x.astype(jnp.float32), jax.tree.map(lambda p: p.astype(jnp.float32), params), CONFIG, "reference")
     for execution in EXECUTIONS:
-        y, routing = MOE(x, params, CONFIG, execution)
-        assert y.dtype == routing.weights.dtype == routing.logits.dtype == jnp.bfloat16
+        y, report = MOE(x, params, CONFIG, execution)
+        assert y.dtype == report.logits.dtype == jnp.bfloat16
         error = np.linalg.norm(np.asarray(y, np.float32) - exact) / np.linalg.norm(exact)
         assert error < 2e-2, execution
 
@@ -170,7 +181,7 @@ def test_only_the_chosen_experts_weights_are_read(execution, num_tokens):
 def test_decoding_makes_no_copy_of_the_experts(num_tokens, dtype):
     config = dataclasses.replace(CONFIG, hidden_size=128, moe_intermediate_size=128, num_experts=64)
     params, x = make_params(config, dtype), jnp.ones((num_tokens, 128), dtype)
-    compiled = jax.jit(lambda x, p: moe(x, p, config)[0]).lower(x, params).compile()
+    compiled = jax.jit(lambda x, p: one_row(x, p, config)[0]).lower(x, params).compile()
     one_expert = 3 * 128 * 128 * dtype.dtype.itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < one_expert
 
@@ -181,7 +192,7 @@ def test_one_trace_a_shape_whatever_the_routing():
     @jax.jit
     def run(x, params):
         traces.append(x.shape)
-        return moe(x, params, CONFIG)[0]
+        return one_row(x, params, CONFIG)[0]
 
     params = make_params()
     for num_tokens in (4, 50):
@@ -194,8 +205,10 @@ def test_one_trace_a_shape_whatever_the_routing():
 
 def test_expert_counts():
     assert expert_counts(jnp.asarray([[0, 2], [2, 3]]), 4).tolist() == [1, 0, 2, 1]
-    routing = MOE(make_x(77), make_params(), CONFIG)[1]
-    assert expert_counts(routing.experts, CONFIG.num_experts).sum() == 77 * CONFIG.num_experts_per_tok
+    report = MOE(make_x(77), make_params(), CONFIG)[1]
+    assert report.load.sum() == 77 * CONFIG.num_experts_per_tok
+    best = jnp.argsort(report.logits[0], axis=-1)[:, -CONFIG.num_experts_per_tok :]
+    np.testing.assert_array_equal(report.load, expert_counts(best, CONFIG.num_experts))
 
 
 @pytest.mark.parametrize(
