@@ -15,8 +15,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -48,8 +49,8 @@ def start(
       ValueError: settings that contradict one another or are incomplete.
       TimeoutError: a process that did not arrive; the line names it and the address.
     """
-    cluster = find_cluster(os.environ, coordinator, num_processes, process_id, metadata_here())
-    if cluster is None or jax.distributed.is_initialized():
+    cluster = find_cluster(os.environ, coordinator, num_processes, process_id, _metadata())
+    if cluster is None or is_started():
         return cluster
     seconds = _seconds(timeout)
     meet(cluster, seconds)
@@ -65,19 +66,23 @@ def start(
     return cluster
 
 
-def leave(status: int) -> None:
-    """Ends a process of many at once, after an error; returns where there is one process.
+def is_started() -> bool:
+    """Whether this is one of many processes."""
+    return bool(jax.distributed.is_initialized())
+
+
+def leave(status: int) -> NoReturn:
+    """Ends one of many processes at once, after an error.
 
     The ordinary way out waits for the others, who wait for this one's part of a computation. Its absence ends them:
-    at once where the network tells them, else after the heartbeat timeout (100 s).
+    at once where the network tells them, else after the heartbeat timeout (100 s, or QWEN3_JAX_HEARTBEAT_TIMEOUT).
     """
-    if jax.distributed.is_initialized():
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(status)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
-def metadata_here() -> Callable[[str], str | None] | None:
+def _metadata() -> Callable[[str], str | None] | None:
     """Reads attributes of a Cloud TPU machine; None elsewhere, so that nothing is asked over the network in vain."""
     has_chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     if not has_chips or "TPU_SKIP_MDS_QUERY" in os.environ or importlib.util.find_spec("libtpu") is None:
@@ -112,10 +117,6 @@ def _seconds(timeout: float | None) -> float:
     return seconds
 
 
-def describe(environ: Mapping[str, str]) -> str:
-    """What `start` would find here, for a person.
-
-    In: {}      Out: "one process"
-    """
-    cluster = find_cluster(environ, metadata=metadata_here())
-    return "one process" if cluster is None else str(cluster)
+def here() -> Cluster | None:
+    """What `start` would find without arguments."""
+    return find_cluster(os.environ, metadata=_metadata())

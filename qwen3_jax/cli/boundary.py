@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 SUCCESS, BROKEN, MISTAKE = 0, 1, 2
+TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 0
 
 
@@ -26,9 +27,12 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
             sys.stdout.flush()
             return status
         except SystemExit as leave:  # argparse after --help; rich, with 1, when the reader of our output has left
+            if leave.code == TERMINATED:
+                return TERMINATED
             return PIPE_CLOSED if leave.code else SUCCESS
         except KeyboardInterrupt:
             print(file=sys.stderr)
+            _leave_the_others(INTERRUPTED)
             return INTERRUPTED
         except BrokenPipeError:  # the reader of our output has left, as in `qwen3-jax generate ... | head -1`
             _silence_stdout()
@@ -36,11 +40,26 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
         except Exception as error:
             verdict, line = explain(error)
             if verdict is None:
+                _leave_the_others(BROKEN, show=True)
                 raise
             if debug:
                 traceback.print_exc()
             say(f"error: {line}")
+            _leave_the_others(verdict)
             return verdict
+
+
+def _leave_the_others(status: int, show: bool = False) -> None:
+    """Ends one process of many without waiting for the others, who may be waiting for it; else returns.
+
+    Args:
+      show: print the traceback first.
+    """
+    distributed = sys.modules.get("sharding.distributed")  # not imported: no process was started
+    if distributed is not None and distributed.is_started():
+        if show:
+            traceback.print_exc()
+        distributed.leave(status)
 
 
 def explain(error: Exception) -> tuple[int | None, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3_jax.cli.arguments import Parser, did_you_mean
 from qwen3_jax.cli.boundary import explain, say
-from qwen3_jax.cli.options import add_generation_options, add_model_options, generation_values
+from qwen3_jax.cli.options import add_generation_options, add_model_options, generation_values, read_mesh, stay_alone
 
 COMMANDS = {
     "/think": "think from the next message on (Qwen's soft switch, added to your messages)",
@@ -48,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli.common import load, open_model
 
     config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
+    mesh = read_mesh(args.mesh)
+    stay_alone("chat")
     opened = open_model(args)
     conversation = Conversation(opened.tok, config, args.system)
     # What would refuse every turn is refused at the start.
     prepare(opened.model, opened.tok, [conversation.messages_with("Hello")], config, None)
-    model, params, _ = load(opened)
+    model, params, _ = load(opened, mesh)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         print(f"{opened.name}: write a message, /help for what else there is, Ctrl-D to leave")

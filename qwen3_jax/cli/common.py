@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.text import Text
 
@@ -23,6 +24,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +65,24 @@ def open_model(args: argparse.Namespace) -> Opened:
     return Opened(name=name, directory=directory, dtype=dtype, model=model, tok=tok)
 
 
-def load(opened: Opened) -> tuple[Qwen3, Params, float]:
-    """The model, its parameters on the devices, and the seconds that took; also turns the compile cache on."""
+def load(opened: Opened, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params, float]:
+    """The model, its parameters on the devices, and the seconds that took; also turns the compile cache on.
+
+    Raises:
+      ValueError: a mesh that does not fit the devices or the model, or none with many processes.
+    """
     enable_compile_cache()
     began = time.perf_counter()
+    if mesh is None and jax.process_count() > 1:
+        raise UsageError(
+            f"--mesh must spread the model over the {jax.device_count()} devices of {jax.process_count()} processes, "
+            "got none: add e.g. --mesh tensor=-1"
+        )
     with waiting(f"loading {opened.name}"):
-        model, params = from_pretrained(opened.directory, dtype=opened.dtype)
+        if mesh is None:
+            model, params = from_pretrained(opened.directory, dtype=opened.dtype)
+        else:
+            model, params = from_pretrained(opened.directory, opened.dtype, mesh.build(), rules=mesh.table)
     return model, params, time.perf_counter() - began
 
 

@@ -6,7 +6,14 @@ import time
 from typing import Any
 
 from qwen3_jax.cli.arguments import Parser, UsageError
-from qwen3_jax.cli.options import add_generation_options, add_model_options, generation_values
+from qwen3_jax.cli.options import (
+    add_generation_options,
+    add_model_options,
+    add_process_options,
+    generation_values,
+    read_mesh,
+    start_processes,
+)
 
 _EPILOG = """\
 Text is written to stdout while it is made. In a pipe that is the answer alone (--show-thinking adds the thinking,
@@ -19,6 +26,7 @@ examples:
   qwen3-jax generate --prompt "7+5*3-2 = ?"
   qwen3-jax generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?" --thinking-budget 256
   qwen3-jax generate --model ./Qwen3-4B --messages chat.json --tools tools.json --json
+  qwen3-jax generate --model Qwen/Qwen3-32B --mesh tensor=8 --prompt "Why is the sky blue?"
 """
 
 
@@ -35,6 +43,7 @@ def parser() -> Parser:
     group.add_argument("--tools", metavar="FILE.json", help="functions that the model may call: a list of JSON schemas")
     add_model_options(result)
     add_generation_options(result)
+    add_process_options(result)
     result.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return result
 
@@ -46,15 +55,18 @@ def run(args: argparse.Namespace) -> int:
     from infer.prompts import prepare
     from qwen3_jax.cli.answers import AnswerWriter
     from qwen3_jax.cli.common import load, open_model, patiently, print_json
+    from sharding.processes import is_first
 
     config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
     prompt, tools = _read_input(args)
+    mesh = read_mesh(args.mesh)
+    start_processes(args)
     opened = open_model(args)
     prepare(opened.model, opened.tok, [prompt], config, tools)
-    model, params, load_seconds = load(opened)
+    model, params, load_seconds = load(opened, mesh)
 
     began = time.perf_counter()
-    writer = None if args.json else AnswerWriter(args.show_thinking)
+    writer = AnswerWriter(args.show_thinking) if is_first() and not args.json else None
     result = None
     for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
@@ -65,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if writer:
         writer.close()
         writer.footer(result, seconds)
-    else:
+    elif is_first():
         times = {"load_seconds": load_seconds, "seconds": seconds, "tokens_per_second": len(result.tokens) / seconds}
         print_json(dataclasses.asdict(result) | {name: round(value, 3) for name, value in times.items()})
     return 0

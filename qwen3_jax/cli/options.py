@@ -1,9 +1,11 @@
-"""What `generate` and `chat` have in common: which model, and how to answer."""
+"""What commands have in common: which model, on which devices and processes, and how to answer."""
 
 import argparse
 import dataclasses
+from pathlib import Path
+from typing import Any
 
-from qwen3_jax.cli.arguments import Parser, number, whole_number
+from qwen3_jax.cli.arguments import Parser, UsageError, number, whole_number
 
 
 def add_model_options(parser: Parser) -> None:
@@ -18,6 +20,71 @@ def add_model_options(parser: Parser) -> None:
         metavar="NAME",
         help="bfloat16, float32 or float16, of parameters and activations (bfloat16; float32 for the pocket model)",
     )
+    add_mesh_option(group)
+
+
+def add_mesh_option(group: Any) -> None:
+    group.add_argument(
+        "--mesh",
+        metavar="SIZES_OR_FILE",
+        help="devices to spread it over: fsdp=4,tensor=2 (-1: what is left), a YAML file, or one of configs/mesh",
+    )
+
+
+def read_mesh(text: str | None) -> Any:
+    """The `sharding.MeshConfig` of `--mesh`; None without one. A bare name means a file of configs/mesh.
+
+    Raises:
+      FileNotFoundError, ValueError: neither sizes nor a file, or sizes that make no mesh.
+    """
+    from qwen3_jax.paths import configs_path
+    from sharding import parse_mesh
+
+    if text is None:
+        return None
+    named = configs_path() / "mesh" / f"{text}.yaml"
+    return parse_mesh(str(named) if "=" not in text and not Path(text).exists() and named.is_file() else text)
+
+
+def add_process_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "processes", "Many hosts run the same command. Found without flags on TPU pods, GKE, Slurm and SkyPilot."
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="process 0 and a free port of it (JAX_COORDINATOR_ADDRESS)"
+    )
+    group.add_argument("--num-processes", type=whole_number, metavar="N", help="of the whole job (JAX_NUM_PROCESSES)")
+    group.add_argument("--process-id", type=whole_number, metavar="I", help="of this one, from 0 (JAX_PROCESS_ID)")
+    group.add_argument(
+        "--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)"
+    )
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Connects this process with the others of its job, where there are others.
+
+    Raises:
+      ValueError, TimeoutError: see `sharding.distributed.start`.
+    """
+    from sharding.distributed import start
+
+    start(args.coordinator, args.num_processes, args.process_id, args.start_timeout)
+
+
+def stay_alone(command: str) -> None:
+    """For a command of one process.
+
+    Raises:
+      UsageError: it is one of many.
+    """
+    from sharding.distributed import here
+
+    cluster = here()
+    if cluster is not None:
+        raise UsageError(
+            f"{command} runs in one process, got one of {cluster.num_processes} ({cluster.kind}): use qwen3-jax "
+            "generate, or set JAX_NUM_PROCESSES=1"
+        )
 
 
 def add_generation_options(parser: Parser) -> None:
