@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jaxtyping import Array, Float, Int
 
-_ROWS, _FEATURES = 512, 1024  # of a tile at most: two tiles read, one written and the sums fit a core's memory
+_ROWS = 512  # of a tile at most
+_FEATURE_BYTES = 2048  # of a tile's side at most: two tiles read, one written and the sums fit into 16 MiB of v5e
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -30,7 +31,7 @@ def _backward(interpret: bool, residuals: tuple[Array, Array, Array], dy: Array)
     x, w, group_sizes = residuals
     dx = _product(dy, w, group_sizes, interpret, transpose=False)
     x, dy = _whole_tiles(x), _whole_tiles(dy)
-    tiling = _tiling(x.shape[0], dy.shape[1], x.shape[1], _FEATURES // 2)
+    tiling = _tiling(x, dy.shape[1], x.shape[1], _FEATURE_BYTES // 2)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own code relies on it, here and below
         dw = tgmm(dy.T, x, group_sizes, w.dtype, tiling, interpret=interpret)
     return dx, dw, None
@@ -42,7 +43,7 @@ megablox.defvjp(_forward, _backward)
 def _product(x: Array, w: Array, group_sizes: Array, interpret: bool, transpose: bool) -> Array:
     """x @ w.T (or x @ w) of each row's group."""
     padded = _whole_tiles(x)
-    tiling = _tiling(padded.shape[0], x.shape[1], w.shape[1 if transpose else 2], _FEATURES)
+    tiling = _tiling(padded, x.shape[1], w.shape[1 if transpose else 2], _FEATURE_BYTES)
     with jax.numpy_dtype_promotion("standard"):
         y = gmm(padded, w, group_sizes, x.dtype, tiling, transpose_rhs=transpose, interpret=interpret)[: x.shape[0]]
     # Tiles without a group are never written: whatever the memory held is there.
@@ -50,8 +51,9 @@ def _product(x: Array, w: Array, group_sizes: Array, interpret: bool, transpose:
     return jnp.where(used[:, None], y, jnp.zeros((), y.dtype))
 
 
-def _tiling(rows: int, inner: int, outer: int, features: int) -> tuple[int, int, int]:
-    return min(rows, _ROWS), min(inner, features), min(outer, features)
+def _tiling(x: Array, inner: int, outer: int, feature_bytes: int) -> tuple[int, int, int]:
+    features = feature_bytes // x.dtype.itemsize
+    return min(x.shape[0], _ROWS), min(inner, features), min(outer, features)
 
 
 def _whole_tiles(x: Float[Array, "A I"]) -> Float[Array, "padded I"]:
