@@ -34,6 +34,7 @@ def meet(cluster: Cluster, seconds: float) -> None:
 def _receive_all(cluster: Cluster, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     arrived: dict[int, socket.socket] = {}
+    told: list[socket.socket] = []  # who gets the word: also one that contradicts another
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(cluster))
         error = None
@@ -50,14 +51,15 @@ def _receive_all(cluster: Cluster, seconds: float) -> None:
                 arrived = {number: other for number, other in arrived.items() if _is_open(other)}
                 error = _contradiction(cluster, hello, peer, arrived)
                 arrived.setdefault(hello["process_id"], connection)
+                told.append(connection)
         # Nobody listens any more when the word is given: JAX takes the port over.
         listener.close()
         word = json.dumps({"error": error}).encode() + b"\n"
-        for connection in arrived.values():
+        for connection in told:
             with contextlib.suppress(OSError):
                 connection.sendall(word)
         # Who closes first keeps the port for a while: let it be the others.
-        for connection in arrived.values():
+        for connection in told:
             _read_line(connection, 2.0)
     if error is not None:
         raise _as_exception(error)

@@ -42,6 +42,8 @@ class Parser(argparse.ArgumentParser):
           UsageError: a mistake, in one line.
         """
         self._refuse_unknown_flags(argv)
+        if any(action.nargs == "*" for action in self._get_positional_actions()):
+            return self.parse_intermixed_args(list(argv))  # flags may stand between them
         return self.parse_args(list(argv))
 
     def error(self, message: str) -> NoReturn:
