@@ -1,6 +1,7 @@
-# make demo    the main job on the embedded pocket model
-# make test    the whole test suite
-# make check   what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
+# make demo      the main job on the embedded pocket model
+# make test      the whole test suite, without what needs libtpu
+# make test-tpu  programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
+# make check     what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -11,13 +12,16 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format lint types fix clean
+.PHONY: demo test test-tpu check format lint types fix clean
 
 demo: $(VENV)/.installed
 	@$(RUN) -m qwen3_jax.cli demo
 
 test: $(VENV)/.installed-dev
-	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile --ignore tests/tpu
+
+test-tpu: $(VENV)/.installed-tpu-plan
+	@$(RUN) -m pytest tests/tpu
 
 check: format lint types
 
@@ -51,6 +55,11 @@ $(VENV)/.installed-dev: $(VENV)/.created setup.py pyproject.toml constraints.txt
 	@echo "installing the pinned dependencies of the tests and checks (once)"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-tpu-plan: $(VENV)/.installed-dev
+	@echo "installing the TPU's compiler (once)"
+	@$(PIP) --no-build-isolation --editable '.[dev,tpu-plan]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

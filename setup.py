@@ -27,6 +27,9 @@ TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
 
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
+# The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
+# constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
+TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
 TEST = [
     *HUB,
     *PLOT,
@@ -62,6 +65,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
+        "tpu-plan": TPU_PLAN,
         "hub": HUB,
         "plot": PLOT,
         "test": TEST,

@@ -38,4 +38,4 @@ def kernels_of(outcome: Outcome) -> list[str]:
     """
     calls = [line for line in outcome.text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     names = [line.partition(" = ")[0] for line in calls]
-    return sorted(re.search(r"splash_mha_(?:fwd|dq|dkv)|tgmm|gmm|.*", name)[0] for name in names)
+    return sorted((re.search(r"splash_mha_(?:fwd|dq|dkv)|tgmm|gmm", name) or [name])[0] for name in names)
