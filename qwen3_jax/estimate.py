@@ -17,6 +17,7 @@ from qwen3_jax.params import global_specs, layer_specs
 _WIDE, _NARROW = 4, 2  # bytes of float32 and bfloat16
 _LOSS_CHUNK = 2048  # tokens of a device whose logits exist at once while training
 _PREFILL_CHUNK = 512
+_FEW_ROWS = 16  # rows an expert gets on average, up to which tokens are gathered and not sent
 
 Key = tuple[str, tuple[str, ...]]  # kind and mesh axes
 
@@ -73,8 +74,8 @@ class Shards:
 def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int) -> Shards:
     """From the sizes of a mesh's axes."""
     rows = batch_size / (sizes["data"] * sizes["fsdp"] * sizes["expert"])
-    names = ("data", "fsdp", "expert", "context", "tensor")
-    return Shards(*(sizes[name] for name in names), rows=rows, tokens=rows * tokens_a_row / sizes["context"])
+    axes = (sizes["data"], sizes["fsdp"], sizes["expert"], sizes["context"], sizes["tensor"])
+    return Shards(*axes, rows, rows * tokens_a_row / sizes["context"])
 
 
 def estimate(
@@ -148,16 +149,21 @@ def _weights(config: ModelConfig, s: Shards, gathers: int, scatters: int, add: "
                     add("all-reduce", (axis,), 2 * length * part * _NARROW * (copies - 1) / copies)
 
 
-def _between_layers(config: ModelConfig, s: Shards, passes: int, add: "_Adder") -> None:
-    """Partial sums over `tensor`, keys over `context`, tokens to the experts and back, of `passes` forward passes."""
+def _between_layers(config: ModelConfig, s: Shards, passes: int, exchanges: int, add: "_Adder") -> None:
+    """Partial sums over `tensor` and keys over `context` of `passes` forward passes; tokens to their experts or back,
+    `exchanges` times a layer. A few tokens go to all devices that share the experts, and their sums come back."""
     hidden = s.tokens * config.hidden_size * _NARROW
     layers = config.num_hidden_layers
     sparse = sum(length for sparse, length in config.segments if sparse)
     add("all-reduce", ("tensor",), passes * layers * 2 * 2 * hidden * (s.tensor - 1) / s.tensor)
     keys = 2 * config.num_key_value_heads / min(s.tensor, config.num_key_value_heads) * config.head_dim
     add("all-gather", ("context",), passes * layers * s.tokens * keys * _NARROW * (s.context - 1))
-    sent = hidden * config.num_experts_per_tok * (s.expert - 1) / s.expert
-    add("all-to-all", ("expert",), passes * 2 * sparse * sent)
+    if exchanges and s.tokens * s.expert * config.num_experts_per_tok > _FEW_ROWS * config.num_experts:
+        sent = hidden * config.num_experts_per_tok * (s.expert - 1) / s.expert
+        add("all-to-all", ("expert",), exchanges * sparse * sent)
+    else:
+        for kind in ("all-gather", "reduce-scatter"):
+            add(kind, ("expert",), passes * sparse * hidden * (s.expert - 1))
 
 
 class _Adder:
@@ -172,7 +178,7 @@ class _Adder:
 def _train(config: ModelConfig, s: Shards) -> Estimate:
     add = _Adder()
     _weights(config, s, gathers=2, scatters=1, add=add)
-    _between_layers(config, s, passes=3, add=add)
+    _between_layers(config, s, passes=3, exchanges=5, add=add)
     head = config.vocab_size * config.hidden_size / s.tensor
     moved = head * _NARROW * (s.waiting - 1) / s.waiting
     add("all-gather", ("fsdp", "expert"), moved)
@@ -229,7 +235,7 @@ def _activation_traffic(config: ModelConfig, s: Shards) -> float:
 def _infer(config: ModelConfig, s: Shards, sequence_length: int, calls: int) -> Estimate:
     add = _Adder()
     _weights(config, s, gathers=1, scatters=0, add=add)
-    _between_layers(config, s, passes=1, add=add)
+    _between_layers(config, s, passes=1, exchanges=2, add=add)
     head = config.vocab_size * config.hidden_size / s.tensor
     add("all-gather", ("fsdp", "expert"), head * _NARROW * (s.waiting - 1) / s.waiting)
     # A row is sampled where it lives, from all of its logits.

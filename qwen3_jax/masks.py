@@ -1,5 +1,6 @@
 """Who may attend to whom: boolean masks [B, T, S], True where query t sees slot s."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -24,7 +25,7 @@ def positions_from_segments(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]
     )
     start = jnp.where(is_start, index, 0)
     # Starts grow to the right, so a running maximum carries each document's start to its tokens.
-    start = jnp.maximum.accumulate(start, axis=1)
+    start = jax.lax.cummax(start, axis=1)
     return index - start
 
 

@@ -166,11 +166,11 @@ def parse_program(text: str) -> Program:
     """From `compiled.as_text()`."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.endswith("{") and (header := _HEADER.match(line)):
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's settings may go over several lines, of which some begin with it
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             instruction = _parse_instruction(found[2], found[3], bool(found[1]))

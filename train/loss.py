@@ -4,7 +4,6 @@ On a mesh each device takes the loss of its own tokens against its own rows of t
 numbers a token (the largest logit and the sum of exponentials) and the logit of the target.
 """
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +47,20 @@ def cross_entropy(
 
 
 def _local_sum(
-    hidden: Array, head: Array, targets: Array, mask: Array, chunk: int, vocab: tuple[str, ...], waiting: tuple[str, ...]
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    mask: Array,
+    chunk: int,
+    vocab: tuple[str, ...],
+    waiting: tuple[str, ...],
 ) -> Array:
     """The loss of the tokens at hand against all of the vocabulary, of which this device has the rows that the mesh
     axes `vocab` leave it; `waiting` are the axes the head is gathered over."""
     head = head.astype(hidden.dtype)
     first_row = 0
-    if waiting:
-        head = jax.lax.all_gather(head, waiting, axis=1, tiled=True)
+    for axis in reversed(waiting):  # one after the other: see `sharding.gather_weight`
+        head = jax.lax.all_gather(head, axis, axis=1, tiled=True)
     if vocab:
         first_row = jax.lax.axis_index(vocab) * head.shape[0]
     tokens = targets.size

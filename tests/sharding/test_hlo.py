@@ -97,7 +97,10 @@ TPU_TEXT = """HloModule jit_f, num_partitions=8
   %start = (bf16[8,128]{1,0}, bf16[16,128]{1,0}) fusion(%x), kind=kCustom, calls=%begin
   %both = bf16[16,128]{1,0} get-tuple-element(%start), index=1
   %done = bf16[16,128]{1,0} fusion(%x, %both), kind=kCustom, calls=%finish
-  %half = bf16[8,128]{1,0} slice(%done), slice={[0:8], [0:128]}
+  %kernel = bf16[16,128]{1,0} custom-call(%done), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="splash"}
+  %half = bf16[8,128]{1,0} slice(%kernel), slice={[0:8], [0:128]}
   ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0}) tuple(%next, %half)
 }
 
