@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.grouped_matmul import Implementation, grouped_swiglu
@@ -208,7 +209,15 @@ def _sum_experts(rows: Float[Array, "A D"], sort: Sorted, shape: tuple[int, int]
     return jnp.sum(of_token.astype(jnp.float32), axis=1).astype(rows.dtype)
 
 
-def _scatter(plan: Dispatch, gradient: Array, axis: int) -> Array:
+def _scatter(plan: Dispatch, gradient: Float[Array, "L O I"], axis: int) -> Array:
+    """Summed over `waiting` and split along `axis`.
+
+    Along the last dimension the matrices are transposed in memory first: XLA:TPU turns a reduce-scatter into a few
+    columns of each row into an all-reduce, which sends twice the bytes and leaves the whole on every device.
+    """
     if not plan.waiting:
         return gradient
-    return jax.lax.psum_scatter(gradient, plan.waiting, scatter_dimension=axis, tiled=True)
+    if axis == 1:
+        return jax.lax.psum_scatter(gradient, plan.waiting, scatter_dimension=1, tiled=True)
+    turned = with_layout_constraint(gradient.swapaxes(1, 2), Layout((0, 1, 2)))
+    return _scatter(plan, turned, 1).swapaxes(1, 2)
