@@ -81,8 +81,8 @@ def _product(x: Array, w: Array, group_sizes: Array, interpret: bool, transpose:
                 )
             return total + plgpu.dot(left, right)
 
-        count = jnp.where(group < groups, steps, 0)
-        total = jax.lax.fori_loop(0, count, add, jnp.zeros((tile, _OUT), jnp.float32))
+        count = jnp.where(group < groups, jnp.int32(steps), jnp.int32(0))
+        total = jax.lax.fori_loop(jnp.int32(0), count, add, jnp.zeros((tile, _OUT), jnp.float32))
         plgpu.store(y_ref.at[of_rows, of_features], total.astype(y_ref.dtype), mask=own & wanted[None, :])
 
     return pl.pallas_call(
