@@ -90,7 +90,7 @@ def dispatch(
 
     def one(number: Array, returned: Array) -> Array:
         window = _Window(plan, traffic, number)
-        out = _run(plan, window.take(rows), window.take(scales), *full, window.sizes)
+        out = _run(plan, window.sizes, window.take(rows), window.take(scales), *full)
         return window.give(out, returned)
 
     returned = _in_rounds(plan, traffic, one, jnp.zeros_like(rows))
@@ -109,9 +109,7 @@ def _backward(plan: Dispatch, arguments: tuple[Array, ...], cotangent: Array) ->
     def one(number: Array, so_far: tuple[Any, ...]) -> tuple[Any, ...]:
         d_rows, d_scales, d_full = so_far
         window = _Window(plan, traffic, number)
-        _, pull = jax.vjp(
-            lambda *primals: _run(plan, *primals, window.sizes), window.take(rows), window.take(scales), *full
-        )
+        _, pull = jax.vjp(partial(_run, plan, window.sizes), window.take(rows), window.take(scales), *full)
         d_window, d_scale, *d_weights = pull(window.take(wanted))
         d_full = tuple(a + b for a, b in zip(d_full, d_weights, strict=True))
         return window.give(d_window, d_rows), window.give(d_scale, d_scales), d_full
@@ -197,13 +195,13 @@ class _Window:
         return ragged_all_to_all(results, returned, source, received, target, sent, self._plan.axis)
 
 
-def _run(plan: Dispatch, rows: Array, scales: Array, gate: Array, up: Array, down: Array, sizes: Array) -> Array:
+def _run(plan: Dispatch, sizes: Array, rows: Array, scales: Array, gate: Array, up: Array, down: Array) -> Array:
     usual = None if plan.axis is None else plan.usual  # without an exchange the rows are there exactly
     with jax.named_scope("experts"):
-        return grouped_swiglu(rows, gate, up, down, sizes, plan.implementation, usual) * scales
+        return grouped_swiglu(rows, gate, up, down, sizes, plan.implementation, usual, scales)
 
 
-def _sum_experts(rows: Float[Array, "A D"], sort: Sorted, shape: tuple[int, int]) -> Float[Array, "T D"]:
+def _sum_experts(rows: Float[Array, "A D"], sort: Sorted, shape: tuple[int, ...]) -> Float[Array, "T D"]:
     """The sum of each token's rows, in float32."""
     of_token = rows[sort.places].reshape(*shape, rows.shape[1])
     return jnp.sum(of_token.astype(jnp.float32), axis=1).astype(rows.dtype)

@@ -80,13 +80,19 @@ def grouped_swiglu(
     group_sizes: Int[Array, " E"],
     implementation: Implementation,
     usual_rows: int | None = None,
+    scales: Float[Array, "A 1"] | None = None,
 ) -> Float[Array, "A D"]:
-    """Each row through its own group's expert, down(silu(gate x) * up x); the arguments are `grouped_matmul`'s."""
+    """Each row through its own group's expert, down(silu(gate x) * up x); the other arguments are `grouped_matmul`'s.
+
+    Args:
+      scales: factor of each row. It is applied in front of `down`, so that its gradient does not need the result.
+    """
 
     def product(rows: Array, w: Array) -> Array:
         return grouped_matmul(rows, w, group_sizes, implementation, usual_rows)
 
-    return product(jax.nn.silu(product(x, gate)) * product(x, up), down)
+    inner = jax.nn.silu(product(x, gate)) * product(x, up)
+    return product(inner if scales is None else inner * scales, down)
 
 
 def tile_rows(rows: int, groups: int) -> int:

@@ -43,7 +43,7 @@ def ragged_all_to_all(
     @jax.custom_vjp
     def exchange(operand: Array, output: Array, places: tuple[Array, ...]) -> Array:
         if target_platform() == "cpu":
-            return _emulated(operand, output, *places[:3], axis_name)
+            return _emulated(operand, output, places[0], places[1], places[2], axis_name)
         return jax.lax.ragged_all_to_all(operand, output, *places, axis_name=axis_name)
 
     def forward(operand: Array, output: Array, places: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:

@@ -25,7 +25,6 @@ MESHES = {
     "fsdp": {"fsdp": 8},
     "fsdp, tensor": {"fsdp": 4, "tensor": 2},
 }
-FORMS = ("dispatch", "gather")
 LOADS = {"spread": None, "two experts take all": [3, 1], "first and last": [7, 0]}
 BATCH, LENGTH = 8, 6
 AXES = {
@@ -44,11 +43,9 @@ def inputs(favoured: list[int] | None = None, dtype: Any = jnp.float32) -> tuple
     return params, x.reshape(BATCH, LENGTH, -1)
 
 
-def with_gradients(run: Any, params: Any, x: Any) -> Any:
-    """Values and, for cotangents on the mixture and on the router's logits, the gradients of everything."""
-    rng = np.random.default_rng(2)
-    to_mixed = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    to_logits = jnp.asarray(rng.normal(size=(*x.shape[:2], CONFIG.num_experts)), x.dtype)
+def with_gradients(run: Any) -> Any:
+    """A function of parameters and x that gives the values, the load, and the gradients of everything, for cotangents
+    on the mixture and on the router's logits."""
 
     @jax.jit
     def both(params: Any, x: Any) -> Any:
@@ -56,18 +53,29 @@ def with_gradients(run: Any, params: Any, x: Any) -> Any:
             mixed, report = run(x, params)
             return (mixed, report.logits), report.load
 
+        rng = np.random.default_rng(2)
+        to_mixed = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+        to_logits = jnp.asarray(rng.normal(size=(*x.shape[:2], CONFIG.num_experts)), x.dtype)
         out, pull, load = jax.vjp(values, params, x, has_aux=True)
         return {"values": out, "gradients": pull((to_mixed, to_logits)), "load": load}
 
-    return jax.device_get(both(params, x))
+    return both
 
 
-def on_mesh(sizes: dict[str, int], params: Any, x: Any, form: Any = None, backend: str = "auto") -> Any:
+REFERENCE = with_gradients(lambda x, p: moe(x, p, CONFIG, "reference"))  # one device, every expert on every token
+
+
+def on_mesh(sizes: dict[str, int], form: Any = None, backend: str = "auto") -> Any:
+    """The same on a mesh; compiled once, whatever is passed to it."""
     mesh = make_mesh(**sizes)
-    with jax.set_mesh(mesh):
-        placed = {name: jax.device_put(w, named_sharding(mesh, AXES[name])) for name, w in params.items()}
-        x = jax.device_put(x, named_sharding(mesh, ("batch", "sequence", None)))
-        return with_gradients(lambda x, p: expert_parallel(x, p, CONFIG, backend, form=form), placed, x)
+    both = with_gradients(lambda x, p: expert_parallel(x, p, CONFIG, backend, form=form))
+
+    def run(params: Any, x: Any) -> Any:
+        with jax.set_mesh(mesh):
+            placed = {name: jax.device_put(w, named_sharding(mesh, AXES[name])) for name, w in params.items()}
+            return jax.device_get(both(placed, jax.device_put(x, named_sharding(mesh, (None, None, None)))))
+
+    return run
 
 
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -81,71 +89,58 @@ def assert_close(got: Any, expected: Any, tolerance: float = 1e-5) -> None:
     jax.tree_util.tree_map_with_path(close, got, expected)
 
 
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    """One device, every expert on every token."""
-    found: dict[str, Any] = {}
-
-    def compute(load: str) -> Any:
-        if load not in found:
-            params, x = inputs(LOADS[load])
-            found[load] = with_gradients(lambda x, p: moe(x, p, CONFIG, "reference"), params, x)
-        return found[load]
-
-    return compute
+def assert_equals_one_device(run: Any) -> None:
+    """For an even load, for one where two experts get every token and six get none, and for another such."""
+    for load, favoured in LOADS.items():
+        params, x = inputs(favoured)
+        expected = REFERENCE(params, x)
+        if favoured:
+            assert sorted(expected["load"].tolist()) == [0] * 6 + [BATCH * LENGTH] * 2, load
+        assert_close(run(params, x), expected)
 
 
-@pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mesh", MESHES)
-def test_values_gradients_and_load_are_those_of_one_device(mesh: str, form: Any, load: str, reference: Any) -> None:
-    if form == "gather" and "expert" not in MESHES[mesh]:
-        pytest.skip("nothing to gather")
-    expected = reference(load)
-    if LOADS[load]:
-        assert sorted(expected["load"].tolist())[:6] == [0] * 6, "some experts get none, two get every token"
-    assert_close(on_mesh(MESHES[mesh], *inputs(LOADS[load]), form), expected)
+def test_dispatched_values_gradients_and_load_are_those_of_one_device(mesh: str) -> None:
+    assert_equals_one_device(on_mesh(MESHES[mesh], "dispatch"))
 
 
-@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("mesh", [name for name, sizes in MESHES.items() if "expert" in sizes])
+def test_gathered_values_gradients_and_load_are_those_of_one_device(mesh: str) -> None:
+    assert_equals_one_device(on_mesh(MESHES[mesh], "gather"))
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("mesh", ["expert", "expert, fsdp, tensor"])
-def test_rounds_of_any_size_are_one_round(mesh: str, rows: int, load: str, reference: Any, monkeypatch: Any) -> None:
+def test_rounds_of_any_size_are_one_round(mesh: str, rows: int, monkeypatch: Any) -> None:
     """A buffer far smaller than the load: the same numbers in many rounds."""
     monkeypatch.setattr(module, "round_rows", lambda *a: (rows, round_rows(*a)[1]))
-    assert_close(on_mesh(MESHES[mesh], *inputs(LOADS[load]), "dispatch"), reference(load))
+    assert_equals_one_device(on_mesh(MESHES[mesh], "dispatch"))
 
 
-def test_ragged_dot_runs_the_same(reference: Any) -> None:
-    for form in FORMS:
-        got = on_mesh({"expert": 4, "tensor": 2}, *inputs(), form, "ragged_dot")
-        assert_close(got, reference("spread"))
+@pytest.mark.parametrize("form", ["dispatch", "gather"])
+def test_ragged_dot_runs_the_same(form: Any) -> None:
+    assert_equals_one_device(on_mesh({"expert": 4, "tensor": 2}, form, "ragged_dot"))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_bfloat16_to_its_rounding(form: Any, reference: Any) -> None:
+@pytest.mark.parametrize("form", ["dispatch", "gather"])
+def test_bfloat16_to_its_rounding(form: Any) -> None:
     narrow = inputs(dtype=jnp.bfloat16)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
-    expected = with_gradients(lambda x, p: moe(x, p, CONFIG, "reference"), *wide)
-    got = on_mesh(MESHES["expert, fsdp, tensor"], *narrow, form)
+    expected = REFERENCE(*jax.tree.map(lambda a: a.astype(jnp.float32), narrow))
+    got = on_mesh(MESHES["expert, fsdp, tensor"], form)(*narrow)
     assert got["values"][0].dtype == jnp.bfloat16
-    moved = np.abs(got["load"] - expected["load"]).sum()  # a tie that rounding turns
-    for a, b in zip(jax.tree.leaves(got["values"]), jax.tree.leaves(expected["values"]), strict=True):
-        error = np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
-        assert error < 3e-2, (moved, error)
+    np.testing.assert_array_equal(got["load"], expected["load"])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.linalg.norm(a - b) < 3e-2 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (8, 1), (3, 5)])
-def test_fewer_tokens_than_devices(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (3, 5)])
+@pytest.mark.parametrize("mesh", ["expert, context", "expert, fsdp, tensor"])
+def test_fewer_tokens_than_devices(mesh: str, shape: tuple[int, int]) -> None:
     """Decoding one row, or a length that does not divide: devices then have the same tokens."""
     params = make_params(CONFIG)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(*shape, CONFIG.hidden_size)), jnp.float32)
-    expected = with_gradients(lambda x, p: moe(x, p, CONFIG, "reference"), params, x)
-    for sizes in ({"expert": 4, "context": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}):
-        mesh = make_mesh(**sizes)
-        with jax.set_mesh(mesh):
-            placed = {name: jax.device_put(w, named_sharding(mesh, AXES[name])) for name, w in params.items()}
-            assert_close(with_gradients(lambda x, p: moe(x, p, CONFIG), placed, x), expected)
+    assert_close(on_mesh(MESHES[mesh])(params, x), REFERENCE(params, x))
 
 
 def test_the_form_follows_from_the_tokens() -> None:
