@@ -42,10 +42,11 @@ def sent(compiled) -> list[Collective]:
 
 
 def arrays(program: Program) -> set[tuple[str, tuple[int, ...]]]:
-    """dtype and shape of everything that any instruction makes, on one chip."""
+    """dtype and shape of everything that is written to memory, on one chip: not what stays inside a fusion."""
     return {
         array
-        for instructions in program.computations.values()
+        for name, instructions in program.computations.items()
+        if name not in program.callers
         for instruction in instructions.values()
         for array in shape_dims(instruction.shape)
     }
