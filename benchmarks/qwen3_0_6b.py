@@ -28,6 +28,18 @@ from qwen3_jax import ModelConfig, Qwen3, load_model_config, num_parameters, sav
 from qwen3_jax.params import ParamSpec, spec_tree
 
 FIRST_PROMPT = 32
+BATCH_8 = "decode at batch 8, against transformers"
+LOADED = "peak memory after loading, transformers over ours"
+COMPILING = "peak memory at batch 1, transformers over ours"
+SECOND = "the same, second start (nothing compiles)"
+WHY = {
+    BATCH_8: "at eight rows XLA:CPU's bfloat16 product reads weights at 13 GB/s in its best spelling (91 ms of a step, "
+    "measured alone), attention over 256 slots takes 22 ms in the fastest of six spellings, the rest 16 ms.",
+    LOADED: "transformers maps a bfloat16 file and has touched none of it yet: its pages come in at the first prompt. "
+    "Ours are read into their final place.",
+    COMPILING: "the compiler's own memory. After loading the process holds the weights and 0.2 GB; compiling prefill "
+    "adds 0.14 GB and the decode step 0.22 GB, which is not given back; prefill's temporaries are 0.1 GB.",
+}
 
 
 def write_checkpoint(config: ModelConfig, directory: Path) -> None:
@@ -66,7 +78,7 @@ def measure(commands: dict[str, list[str]], args: argparse.Namespace) -> dict[st
                 environment = {"QWEN3_JAX_COMPILATION_CACHE_DIR": cache}
                 starts = [run_json([*command, "--first-token", str(FIRST_PROMPT)], environment) for _ in range(2)]
             speeds |= {"cold_s": starts[0]["first_token_s"], "second_s": starts[1]["first_token_s"]}
-            speeds["second_load_s"] = starts[1]["load_s"]
+            speeds |= {"second_load_s": starts[1]["load_s"], "second_rss": starts[1]["peak_rss"]}
             results[name].append(speeds)
     return {name: merge_best(rounds) for name, rounds in results.items()}
 
@@ -92,6 +104,7 @@ def report(best: dict[str, dict[str, Any]], config: ModelConfig, bandwidth: floa
         ["process start to first token, cold (s)", *cells("cold_s", seconds)],
         ["the same, second start (s)", *cells("second_s", seconds)],
         ["loading within it (s)", *cells("second_load_s", seconds)],
+        ["peak memory of the second start (GB)", *cells("second_rss", gigabytes)],
     ]
     if any("device_peak" in result for result in best.values()):
         rows.append(["peak device memory (GB)", *cells("device_peak", gigabytes)])
@@ -121,19 +134,23 @@ def goals(best: dict[str, dict[str, Any]]) -> list[str]:
         wanted.append(("decode at batch 1, against llama.cpp", llama["decode_1_s"] / ours["decode_1_s"], 0.9))
     if hf:
         wanted += [
-            ("decode at batch 8, against transformers", hf["decode_8_s"] / ours["decode_8_s"], 1.5),
+            (BATCH_8, hf["decode_8_s"] / ours["decode_8_s"], 1.5),
             ("prefill, against transformers", hf["prefill_s"] / ours["prefill_s"], 0.65),
             ("load time of transformers over ours", hf["load_s"] / ours["load_s"], 1.0),
-            ("peak memory at batch 1, transformers over ours", hf["small_rss"] / ours["small_rss"], 1.0),
+            (LOADED, hf["load_rss"] / ours["load_rss"], 1.0),
+            (COMPILING, hf["small_rss"] / ours["small_rss"], 1.0),
+            (SECOND, hf["second_rss"] / ours["second_rss"], 1.0),
         ]
     rows = [
         [what, f"{reached:.2f}", f"{goal:.2f}", "reached" if reached >= goal else f"missed by {1 - reached / goal:.0%}"]
         for what, reached, goal in wanted
     ]
+    missed = [f"**{what}**: {WHY[what]}" for what, reached, goal in wanted if reached < goal and what in WHY]
     second = ours["second_s"] - ours["second_load_s"]
     verdict = "reached" if second < 3 else f"missed by {second - 3:.1f} s"
     rows.append(["second start to first token, less loading (s)", f"{second:.2f}", "below 3", verdict])
-    return table(["goal (ratios: more is better)", "reached", "goal", ""], rows)
+    lines = table(["goal (ratios: more is better)", "reached", "goal", ""], rows)
+    return [*lines, "", "What bounds a goal that was missed:", "", *missed] if missed else lines
 
 
 def main() -> None:

@@ -76,8 +76,11 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Itera
     # Ids from here on pad the embedding; a model smaller than its tokenizer has none.
     valid_vocab = min(tok.vocab_size, model.config.vocab_size)
     bucket = prompt_bucket(max(len(row.tokens) for row in rows))
+    # Before the prompt is fed: anything computed op by op after it would wait for it, while the next program can be
+    # traced and loaded meanwhile.
+    start = _start(model, tok, rows)
     logits, cache = _prefill_rows(model, params, rows, bucket, _pad_id(model, tok))
-    state = _start(model, tok, rows, cache)
+    state = DecodeState(cache=cache, **start)
     state, tokens, parts = first_token(state, logits, valid_vocab)
     texts = [RowText(tok, tuple(row.config.stop), chat=row.chat) for row in rows]
     open_rows = set(range(len(rows)))
@@ -144,7 +147,8 @@ def _prefill_rows(model: Qwen3, params: Params, rows: list[Row], bucket: int, pa
     return logits, cache
 
 
-def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache) -> DecodeState:
+def _start(model: Qwen3, tok: Tokenizer, rows: list[Row]) -> dict[str, Any]:
+    """The fields of the first state, all but the cache."""
     closing = np.zeros((len(rows), round_up(max(len(row.closing) for row in rows), _CLOSING_BUCKET)), np.int32)
     for index, row in enumerate(rows):
         closing[index, : len(row.closing)] = row.closing
@@ -163,20 +167,19 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache) -> Dec
         name: per_row([getattr(row.config, name) for row in rows], np.int32 if name == "top_k" else np.float32)
         for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty")
     }
-    return DecodeState(
-        cache=cache,
-        token=per_row([row.tokens[-1] for row in rows], np.int32),
-        automaton=automaton,
-        seen=jnp.zeros((len(rows), model.config.vocab_size), bool),
-        keys=jnp.stack([_row_key(row) for row in rows]),
-        sampling=SamplingParams(**sampling),
-        tokens=Tokens(
+    return {
+        "token": per_row([row.tokens[-1] for row in rows], np.int32),
+        "automaton": automaton,
+        "seen": jnp.zeros((len(rows), model.config.vocab_size), bool),
+        "keys": jnp.stack([_row_key(row) for row in rows]),
+        "sampling": SamplingParams(**sampling),
+        "tokens": Tokens(
             think=jnp.int32(-1 if tok.think_id is None else tok.think_id),
             end_think=jnp.int32(-1 if tok.end_think_id is None else tok.end_think_id),
             ends=jnp.asarray(np.array(end_tokens(model, tok), np.int32)),
             pad=jnp.int32(_pad_id(model, tok)),
         ),
-    )
+    }
 
 
 def _row_key(row: Row) -> Array:
