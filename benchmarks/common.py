@@ -79,13 +79,20 @@ def since_start() -> float:
     return time.time() - float(os.environ["BENCHMARK_STARTED"])
 
 
+def made_by(module: str) -> str:
+    """The line that says how a result was made: the command, without this machine's paths."""
+    arguments = [".../" + Path(argument).name if "/" in argument else argument for argument in sys.argv[1:]]
+    return f"Made by `{' '.join(['python -m', module, *arguments])}`."
+
+
 def merge_best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Least of every number over the rounds; other values from the last round."""
+    """Least of every time over the rounds, most of every memory; other values from the last round."""
     best: dict[str, Any] = {}
     for result in results:
         for key, value in result.items():
             numeric = isinstance(value, int | float) and key in best
-            best[key] = min(value, best[key]) if numeric else value
+            better = max if key.endswith(("_rss", "_peak")) else min
+            best[key] = better(value, best[key]) if numeric else value
     return best
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import RESULTS, cpu_name, merge_best, read_bandwidth, run_json, table
+from benchmarks.common import RESULTS, cpu_name, made_by, merge_best, read_bandwidth, run_json, table
 from qwen3_jax import ModelConfig, Qwen3, load_model_config, num_parameters, save_pretrained
 from qwen3_jax.params import ParamSpec, spec_tree
 
@@ -31,12 +31,17 @@ FIRST_PROMPT = 32
 BATCH_8 = "decode at batch 8, against transformers"
 LOADED = "peak memory after loading, transformers over ours"
 COMPILING = "peak memory at batch 1, transformers over ours"
+STARTING = "second start to first token, less loading (s)"
 SECOND = "the same, second start (nothing compiles)"
+# Measured apart from this benchmark, on the machine of docs/results/cpu-0.6b.md; docs/log.md says how.
 WHY = {
     BATCH_8: "at eight rows XLA:CPU's bfloat16 product reads weights at 13 GB/s in its best spelling (91 ms of a step, "
     "measured alone), attention over 256 slots takes 22 ms in the fastest of six spellings, the rest 16 ms.",
     LOADED: "transformers maps a bfloat16 file and has touched none of it yet: its pages come in at the first prompt. "
     "Ours are read into their final place.",
+    STARTING: "importing jax and flax takes 0.7 s, feeding the prompt 0.6, tracing and lowering 28 separate layers 1.4 "
+    "and reading the compiled programs 0.6 s: tracing can not be cached.",
+    SECOND: "the process holds the weights, 0.18 GB of libraries, and what tracing and loading the programs took.",
     COMPILING: "the compiler's own memory. After loading the process holds the weights and 0.2 GB; compiling prefill "
     "adds 0.14 GB and the decode step 0.22 GB, which is not given back; prefill's temporaries are 0.1 GB.",
 }
@@ -148,7 +153,11 @@ def goals(best: dict[str, dict[str, Any]]) -> list[str]:
     missed = [f"**{what}**: {WHY[what]}" for what, reached, goal in wanted if reached < goal and what in WHY]
     second = ours["second_s"] - ours["second_load_s"]
     verdict = "reached" if second < 3 else f"missed by {second - 3:.1f} s"
-    rows.append(["second start to first token, less loading (s)", f"{second:.2f}", "below 3", verdict])
+    rows.append([STARTING, f"{second:.2f}", "below 3", verdict])
+    if second >= 3:
+        missed.append(f"**{STARTING}**: {WHY[STARTING]}")
+    if jax.default_backend() != "cpu":
+        missed = []
     lines = table(["goal (ratios: more is better)", "reached", "goal", ""], rows)
     return [*lines, "", "What bounds a goal that was missed:", "", *missed] if missed else lines
 
@@ -187,14 +196,15 @@ def main() -> None:
         "the float32 columns. Decoding is greedy and continues a prompt of 128 tokens; ours runs the functions of",
         "`infer.generate`, sampling included; `transformers` is called step by step with its cache, llama.cpp through",
         "its C functions.",
-        f"First tokens follow a prompt of {FIRST_PROMPT}, counted from the start of the process.",
+        f"First tokens follow a prompt of {FIRST_PROMPT} ids, counted from the start of the process; without a",
+        "tokenizer, whose official file takes a second or two more to read, on either side.",
         "",
         *report(best, config, bandwidth),
         "",
         f"{cpu_name()}, {os.cpu_count()} cores, jax on {jax.devices()[0].device_kind}; Python "
         f"{platform.python_version()}, {versions}; best of {args.rounds} rounds, taking turns, of {args.groups} groups "
         f"of 8 steps. Load average at the end: {os.getloadavg()[0]:.1f}.",
-        f"Made by `python -m benchmarks.qwen3_0_6b {' '.join(shown(sys.argv[1:]))}`.",
+        made_by("benchmarks.qwen3_0_6b"),
         "",
     ]
     text = "\n".join(lines)
@@ -202,11 +212,6 @@ def main() -> None:
     if args.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{backend}-{args.model.removeprefix('qwen3-')}.md").write_text(text, encoding="utf-8")
-
-
-def shown(arguments: list[str]) -> list[str]:
-    """The command line without this machine's paths."""
-    return [Path(argument).name if "/" in argument else argument for argument in arguments]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
 _CACHE_QUANTUM = 256  # cache capacities are multiples of this
 _HEADROOM = 128  # slots for new tokens that a new cache has at least
 _CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
-_REPORTED = ("phase", "thinking_tokens", "exhausted", "hit_end")
+_REPORTED = ("phase", "hit_end")
 
 
 def generate(
@@ -82,7 +82,10 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row]) -> Itera
     logits, cache = _prefill_rows(model, params, rows, bucket, _pad_id(model, tok))
     state = DecodeState(cache=cache, **start)
     state, tokens, parts = first_token(state, logits, valid_vocab)
-    texts = [RowText(tok, tuple(row.config.stop), chat=row.chat) for row in rows]
+    texts = [
+        RowText(tok, tuple(row.config.stop or ()), chat=row.chat, open_block=row.open_block, budget=row.budget)
+        for row in rows
+    ]
     open_rows = set(range(len(rows)))
     used = bucket
     on_cpu = next(iter(state.token.devices())).platform == "cpu"
@@ -123,8 +126,6 @@ def _emit(
         open_rows.discard(index)
         more_thinking, more_content = text.flush()
         result = text.result(
-            thinking_tokens=int(row_state["thinking_tokens"][index]),
-            exhausted=bool(row_state["exhausted"][index]),
             hit_end=bool(row_state["hit_end"][index]),
             prompt_tokens=len(rows[index].tokens),
         )
