@@ -9,7 +9,7 @@ _READ = (
     "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p "
     "transformers_version _from_model_config use_cache max_length"  # say nothing about which tokens are chosen
 ).split()
-_OFF = (None, False, 0, 1, "", [], {})  # what switches a setting off in Hugging Face
+_OFF: tuple[Any, ...] = (None, False, 0, 1, "", [], {})  # what switches a setting off in Hugging Face
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
