@@ -27,7 +27,16 @@ def fastest(run: Callable[[], Any], times: int) -> float:
 
 
 def peak_rss() -> float:
-    """Most memory this process has had resident, in bytes; mapped files count once they are touched."""
+    """Most memory this process has had resident, in bytes; mapped files count once they are touched.
+
+    Linux hands `ru_maxrss` down to a child, so that one started by a large process would look large: the high-water
+    mark of the process's own memory is read where there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024.0 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
@@ -70,13 +79,20 @@ def since_start() -> float:
     return time.time() - float(os.environ["BENCHMARK_STARTED"])
 
 
+def made_by(module: str) -> str:
+    """The line that says how a result was made: the command, without this machine's paths."""
+    arguments = [".../" + Path(argument).name if "/" in argument else argument for argument in sys.argv[1:]]
+    return f"Made by `{' '.join(['python -m', module, *arguments])}`."
+
+
 def merge_best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Least of every number over the rounds; other values from the last round."""
+    """Least of every time over the rounds, most of every memory; other values from the last round."""
     best: dict[str, Any] = {}
     for result in results:
         for key, value in result.items():
             numeric = isinstance(value, int | float) and key in best
-            best[key] = min(value, best[key]) if numeric else value
+            better = max if key.endswith(("_rss", "_peak")) else min
+            best[key] = better(value, best[key]) if numeric else value
     return best
 
 

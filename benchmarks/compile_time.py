@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks.common import made_by
 from qwen3_jax import Qwen3, load_model_config
 
 RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "compile-time.md"
@@ -67,7 +68,7 @@ def main() -> None:
             "",
             f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}; "
             f"Python {platform.python_version()}, jax {jax.__version__}; best of {args.rounds} rounds.",
-            "Made by `python -m benchmarks.compile_time --write`.",
+            made_by("benchmarks.compile_time"),
             "",
         ]
     )

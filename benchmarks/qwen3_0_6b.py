@@ -23,11 +23,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import RESULTS, cpu_name, merge_best, read_bandwidth, run_json, table
+from benchmarks.common import RESULTS, cpu_name, made_by, merge_best, read_bandwidth, run_json, table
 from qwen3_jax import ModelConfig, Qwen3, load_model_config, num_parameters, save_pretrained
 from qwen3_jax.params import ParamSpec, spec_tree
 
 FIRST_PROMPT = 32
+BATCH_8 = "decode at batch 8, against transformers"
+LOADED = "peak memory after loading, transformers over ours"
+COMPILING = "peak memory at batch 1, transformers over ours"
+STARTING = "second start to first token, less loading (s)"
+SECOND = "the same, second start (nothing compiles)"
+# Measured apart from this benchmark, on the machine of docs/results/cpu-0.6b.md; docs/log.md says how.
+WHY = {
+    BATCH_8: "at eight rows XLA:CPU's bfloat16 product reads weights at 13 GB/s in its best spelling (91 ms of a step, "
+    "measured alone), attention over 256 slots takes 22 ms in the fastest of six spellings, the rest 16 ms.",
+    LOADED: "transformers maps a bfloat16 file and has touched none of it yet: its pages come in at the first prompt. "
+    "Ours are read into their final place.",
+    STARTING: "importing jax and flax takes 0.7 s, feeding the prompt 0.6, tracing and lowering 28 separate layers 1.4 "
+    "and reading the compiled programs 0.6 s: tracing can not be cached.",
+    SECOND: "the process holds the weights, 0.18 GB of libraries, and what tracing and loading the programs took.",
+    COMPILING: "the compiler's own memory. After loading the process holds the weights and 0.2 GB; compiling prefill "
+    "adds 0.14 GB and the decode step 0.22 GB, which is not given back; prefill's temporaries are 0.1 GB.",
+}
 
 
 def write_checkpoint(config: ModelConfig, directory: Path) -> None:
@@ -66,7 +83,7 @@ def measure(commands: dict[str, list[str]], args: argparse.Namespace) -> dict[st
                 environment = {"QWEN3_JAX_COMPILATION_CACHE_DIR": cache}
                 starts = [run_json([*command, "--first-token", str(FIRST_PROMPT)], environment) for _ in range(2)]
             speeds |= {"cold_s": starts[0]["first_token_s"], "second_s": starts[1]["first_token_s"]}
-            speeds["second_load_s"] = starts[1]["load_s"]
+            speeds |= {"second_load_s": starts[1]["load_s"], "second_rss": starts[1]["peak_rss"]}
             results[name].append(speeds)
     return {name: merge_best(rounds) for name, rounds in results.items()}
 
@@ -92,6 +109,7 @@ def report(best: dict[str, dict[str, Any]], config: ModelConfig, bandwidth: floa
         ["process start to first token, cold (s)", *cells("cold_s", seconds)],
         ["the same, second start (s)", *cells("second_s", seconds)],
         ["loading within it (s)", *cells("second_load_s", seconds)],
+        ["peak memory of the second start (GB)", *cells("second_rss", gigabytes)],
     ]
     if any("device_peak" in result for result in best.values()):
         rows.append(["peak device memory (GB)", *cells("device_peak", gigabytes)])
@@ -121,19 +139,27 @@ def goals(best: dict[str, dict[str, Any]]) -> list[str]:
         wanted.append(("decode at batch 1, against llama.cpp", llama["decode_1_s"] / ours["decode_1_s"], 0.9))
     if hf:
         wanted += [
-            ("decode at batch 8, against transformers", hf["decode_8_s"] / ours["decode_8_s"], 1.5),
+            (BATCH_8, hf["decode_8_s"] / ours["decode_8_s"], 1.5),
             ("prefill, against transformers", hf["prefill_s"] / ours["prefill_s"], 0.65),
             ("load time of transformers over ours", hf["load_s"] / ours["load_s"], 1.0),
-            ("peak memory at batch 1, transformers over ours", hf["small_rss"] / ours["small_rss"], 1.0),
+            (LOADED, hf["load_rss"] / ours["load_rss"], 1.0),
+            (COMPILING, hf["small_rss"] / ours["small_rss"], 1.0),
+            (SECOND, hf["second_rss"] / ours["second_rss"], 1.0),
         ]
     rows = [
         [what, f"{reached:.2f}", f"{goal:.2f}", "reached" if reached >= goal else f"missed by {1 - reached / goal:.0%}"]
         for what, reached, goal in wanted
     ]
+    missed = [f"**{what}**: {WHY[what]}" for what, reached, goal in wanted if reached < goal and what in WHY]
     second = ours["second_s"] - ours["second_load_s"]
     verdict = "reached" if second < 3 else f"missed by {second - 3:.1f} s"
-    rows.append(["second start to first token, less loading (s)", f"{second:.2f}", "below 3", verdict])
-    return table(["goal (ratios: more is better)", "reached", "goal", ""], rows)
+    rows.append([STARTING, f"{second:.2f}", "below 3", verdict])
+    if second >= 3:
+        missed.append(f"**{STARTING}**: {WHY[STARTING]}")
+    if jax.default_backend() != "cpu":
+        missed = []
+    lines = table(["goal (ratios: more is better)", "reached", "goal", ""], rows)
+    return [*lines, "", "What bounds a goal that was missed:", "", *missed] if missed else lines
 
 
 def main() -> None:
@@ -170,14 +196,15 @@ def main() -> None:
         "the float32 columns. Decoding is greedy and continues a prompt of 128 tokens; ours runs the functions of",
         "`infer.generate`, sampling included; `transformers` is called step by step with its cache, llama.cpp through",
         "its C functions.",
-        f"First tokens follow a prompt of {FIRST_PROMPT}, counted from the start of the process.",
+        f"First tokens follow a prompt of {FIRST_PROMPT} ids, counted from the start of the process; without a",
+        "tokenizer, whose official file takes a second or two more to read, on either side.",
         "",
         *report(best, config, bandwidth),
         "",
         f"{cpu_name()}, {os.cpu_count()} cores, jax on {jax.devices()[0].device_kind}; Python "
         f"{platform.python_version()}, {versions}; best of {args.rounds} rounds, taking turns, of {args.groups} groups "
         f"of 8 steps. Load average at the end: {os.getloadavg()[0]:.1f}.",
-        f"Made by `python -m benchmarks.qwen3_0_6b {' '.join(shown(sys.argv[1:]))}`.",
+        made_by("benchmarks.qwen3_0_6b"),
         "",
     ]
     text = "\n".join(lines)
@@ -185,11 +212,6 @@ def main() -> None:
     if args.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{backend}-{args.model.removeprefix('qwen3-')}.md").write_text(text, encoding="utf-8")
-
-
-def shown(arguments: list[str]) -> list[str]:
-    """The command line without this machine's paths."""
-    return [Path(argument).name if "/" in argument else argument for argument in arguments]
 
 
 if __name__ == "__main__":

@@ -42,9 +42,13 @@ class GenerationConfig:
     top_p: float | int | None = None  # in (0, 1]; 1 is off
     top_k: int | None = None  # 0 is off
     min_p: float | int | None = None  # in [0, 1]; 0 is off
-    presence_penalty: float | int = 0.0  # subtracted once from the logit of every token already generated
+    presence_penalty: float | int | None = (
+        None  # None: 0, off; subtracted once from the logit of every token already generated
+    )
     seed: int = 0
-    stop: str | Sequence[str] = ()  # end the answer before any of these strings; they are looked for in the content
+    stop: (
+        str | Sequence[str] | None
+    ) = ()  # end the answer before any of these strings; they are looked for in the content
     enable_thinking: bool | None = None  # None: True, the template's default
     thinking_budget: int | None = (
         None  # most tokens sampled inside the think block; None is unlimited, 0 is no thinking
@@ -52,10 +56,8 @@ class GenerationConfig:
     stop_thinking_text: str = "documentation"  # "documentation", "paper", or the text itself
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        else:
-            object.__setattr__(self, "stop", tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
         for name, low, high, note in (
             ("temperature", 0.0, math.inf, "use 0 for greedy decoding"),
             ("top_p", 0.0, 1.0, "use 1 to turn it off"),
@@ -82,10 +84,10 @@ class GenerationConfig:
             limit = 2**32 if name == "seed" else 2**31
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < limit:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}: {note}")
-        if self.enable_thinking not in (None, True, False):
+        if not (self.enable_thinking is None or isinstance(self.enable_thinking, bool)):  # 0 is no False
             raise ValueError(f"enable_thinking must be True or False, got {self.enable_thinking!r}: choose one")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise ValueError(f"stop must hold non-empty strings, got {self.stop!r}: remove the empty one")
+        if any(not isinstance(text, str) or not text for text in stop):
+            raise ValueError(f"stop must hold non-empty strings, got {stop!r}: remove the empty one")
         if not isinstance(self.stop_thinking_text, str) or not self.stop_thinking_text:
             raise ValueError(f"stop_thinking_text must be a text, got {self.stop_thinking_text!r}: leave it out")
 
@@ -100,10 +102,10 @@ class GenerationConfig:
         text = _NAMED_STOP_TEXTS.get(self.stop_thinking_text, self.stop_thinking_text)
         return text if "</think>" in text else text.rstrip("\n") + "\n</think>\n\n"
 
-    def resolve(self, defaults: GenerationDefaults) -> "GenerationConfig":
-        """Fills the sampling fields left None, from the checkpoint, else from the mode's recommended values."""
+    def resolve(self, defaults: GenerationDefaults, thinks: bool) -> "GenerationConfig":
+        """Fills the sampling fields left None, from the checkpoint, else from the recommended values of the mode."""
         filled: dict[str, Any] = {
             name: next(v for v in (getattr(self, name), getattr(defaults, name), recommended) if v is not None)
-            for name, recommended in _RECOMMENDED[self.thinks].items()
+            for name, recommended in _RECOMMENDED[thinks].items()
         }
-        return dataclasses.replace(self, **filled)
+        return dataclasses.replace(self, presence_penalty=self.presence_penalty or 0.0, **filled)

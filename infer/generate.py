@@ -29,7 +29,7 @@ _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
 _CACHE_QUANTUM = 256  # cache capacities are multiples of this
 _HEADROOM = 128  # slots for new tokens that a new cache has at least
 _CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
-_REPORTED = ("phase", "thinking_tokens", "exhausted", "hit_end")
+_REPORTED = ("phase", "hit_end")
 
 
 def generate(
@@ -81,10 +81,16 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row], mesh: Me
     valid_vocab = min(tok.vocab_size, model.config.vocab_size)
     bucket = prompt_bucket(max(len(row.tokens) for row in rows))
     filled = rows + _fillers(rows, mesh_size(axes_of("batch", model.placement.rules)))
+    # Before the prompt is fed: anything computed op by op after it would wait for it, while the next program can be
+    # traced and loaded meanwhile.
+    start = _start(model, tok, filled, mesh)
     logits, cache = _prefill_rows(model, params, filled, bucket, _pad_id(model, tok), mesh)
-    state = _start(model, tok, filled, cache, mesh)
+    state = DecodeState(cache=cache, **start)
     state, tokens, parts = first_token(state, logits, valid_vocab, model.placement)
-    texts = [RowText(tok, tuple(row.config.stop), chat=row.chat) for row in rows]
+    texts = [
+        RowText(tok, tuple(row.config.stop or ()), chat=row.chat, open_block=row.open_block, budget=row.budget)
+        for row in rows
+    ]
     open_rows = set(range(len(rows)))
     used = bucket
     on_cpu = next(iter(state.token.devices())).platform == "cpu"
@@ -126,8 +132,6 @@ def _emit(
         open_rows.discard(index)
         more_thinking, more_content = text.flush()
         result = text.result(
-            thinking_tokens=int(row_state["thinking_tokens"][index]),
-            exhausted=bool(row_state["exhausted"][index]),
             hit_end=bool(row_state["hit_end"][index]),
             prompt_tokens=len(rows[index].tokens),
         )
@@ -160,7 +164,8 @@ def _prefill_rows(
     return logits, cache
 
 
-def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache, mesh: Mesh | None) -> DecodeState:
+def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], mesh: Mesh | None) -> dict[str, Any]:
+    """The fields of the first state, all but the cache."""
     closing = np.zeros((len(rows), round_up(max(len(row.closing) for row in rows), _CLOSING_BUCKET)), np.int32)
     for index, row in enumerate(rows):
         closing[index, : len(row.closing)] = row.closing
@@ -186,15 +191,14 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache, mesh: 
         pad=jnp.int32(_pad_id(model, tok)),
     )
     seen = np.zeros((len(rows), model.config.vocab_size), bool)
-    return DecodeState(
-        cache=cache,
-        token=replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
-        automaton=replicate(automaton, mesh),
-        seen=put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
-        keys=replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
-        sampling=replicate(SamplingParams(**sampling), mesh),
-        tokens=replicate(tokens, mesh),
-    )
+    return {
+        "token": replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
+        "automaton": replicate(automaton, mesh),
+        "seen": put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
+        "keys": replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
+        "sampling": replicate(SamplingParams(**sampling), mesh),
+        "tokens": replicate(tokens, mesh),
+    }
 
 
 def _row_key(row: Row) -> Array:

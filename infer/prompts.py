@@ -50,6 +50,13 @@ def prepare(
     """
     if isinstance(inputs, (str, dict)) or not isinstance(inputs, Sequence):
         raise ValueError(f"inputs must be a list of prompts, got one {type(inputs).__name__}: put it into a list")
+    vocab_size = model.config.vocab_size
+    beyond = [token for token in model.generation.eos_token_ids if token >= vocab_size]
+    if beyond:
+        raise ValueError(
+            f"end tokens must be below the vocabulary's size of {vocab_size}, got {beyond[0]}: correct eos_token_id in "
+            "generation_config.json"
+        )
     if not inputs:
         raise ValueError("inputs must hold at least one prompt, got an empty list: add one")
     if all(isinstance(item, dict) for item in inputs):
@@ -58,6 +65,8 @@ def prepare(
         shared = config or GenerationConfig()
         configs, folds = [shared] * len(inputs), list[int | None](range(len(inputs)))
     else:
+        if isinstance(config, dict) or not all(isinstance(one, GenerationConfig) for one in config):
+            raise ValueError("config must be a GenerationConfig or a list of them, got something else: make one of it")
         configs, folds = list(config), [None] * len(inputs)
         if len(configs) != len(inputs):
             raise ValueError(
@@ -80,9 +89,13 @@ def _prepare_row(
     where: str,
 ) -> Row:
     chat = not isinstance(item, str)
-    _warn_without_effect(tok, config, chat, tools, where)
+    switchable = False
     if chat:
-        text = tok.render(item, tools=tools, enable_thinking=config.thinks, add_generation_prompt=True)
+        text, other = (
+            tok.render(item, tools=tools, enable_thinking=flag, add_generation_prompt=True)
+            for flag in (config.thinks, not config.thinks)
+        )
+        switchable = text != other
     else:
         text = item
     tokens = tok.encode(text)
@@ -94,6 +107,9 @@ def _prepare_row(
             f"{model.config.vocab_size}: use the tokenizer of this checkpoint"
         )
     open_block = _block_is_open(tok, tokens)
+    # A template without the switch (Thinking-2507) opens the block whatever is asked for; a budget of 0 closes it.
+    thinks = config.thinks if switchable or not open_block else config.thinking_budget != 0
+    _warn_without_effect(tok, config, chat, tools, where, switchable=switchable, thinks=thinks)
     budget = UNLIMITED if config.thinking_budget is None else config.thinking_budget
     closing = _closing_tokens(tok, config, open_block)
     context = model.config.max_position_embeddings
@@ -111,7 +127,13 @@ def _prepare_row(
             f"{where}prompt and max_new_tokens must fit the context of {context}, got {len(tokens)} + {max_new}: "
             f"set max_new_tokens to at most {room}"
         )
-    needs_closing = budget != UNLIMITED and (open_block or config.thinks) and tok.end_think_id is not None
+    needs_closing = budget != UNLIMITED and (open_block or thinks) and tok.end_think_id is not None
+    if needs_closing and budget + len(closing) + 1 > room:
+        raise ValueError(
+            f"{where}thinking_budget must leave room for an answer in the context of {context}, got {budget} after a "
+            f"prompt of {len(tokens)} and before a stop-thinking text of {len(closing)} tokens: set it to at most "
+            f"{max(room - len(closing) - 1, 0)}"
+        )
     if needs_closing and budget + len(closing) + 1 > max_new:
         raise ValueError(
             f"{where}max_new_tokens must leave room for an answer after the thinking budget, got {max_new} for a "
@@ -121,7 +143,7 @@ def _prepare_row(
     return Row(
         tokens=tokens,
         chat=chat,
-        config=config.resolve(model.generation),
+        config=config.resolve(model.generation, thinks),
         fold=fold,
         open_block=open_block,
         budget=budget,
@@ -158,16 +180,25 @@ def _last_index(tokens: list[int], token: int | None) -> int:
 
 
 def _warn_without_effect(
-    tok: Tokenizer, config: GenerationConfig, chat: bool, tools: Sequence[dict[str, Any]] | None, where: str
+    tok: Tokenizer,
+    config: GenerationConfig,
+    chat: bool,
+    tools: Sequence[dict[str, Any]] | None,
+    where: str,
+    *,
+    switchable: bool,
+    thinks: bool,
 ) -> None:
     """A setting that changes nothing is said, never silent."""
     idle = []
     if config.thinking_budget is not None and tok.end_think_id is None:
         idle.append("thinking_budget (the vocabulary has no </think>)")
-    if config.thinking_budget and config.enable_thinking is False:
+    if config.thinking_budget and not thinks:
         idle.append("thinking_budget (thinking is off)")
     if config.enable_thinking is not None and not chat:
         idle.append("enable_thinking (raw text is continued as it stands)")
+    if config.enable_thinking is not None and chat and not switchable:
+        idle.append("enable_thinking (the checkpoint's template has one mode only)")
     if tools and not chat:
         idle.append("tools (raw text is continued as it stands)")
     if idle:

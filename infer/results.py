@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, TAG
+from infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, TAG, UNLIMITED
 from infer.text_stop import StopMatcher
 from qwen3_jax.detokenize import IncrementalDetokenizer
 from qwen3_jax.parsing import parse_tool_calls
@@ -88,16 +88,29 @@ class RowText:
     Args:
       chat: the prompt came from messages: content is stripped of newlines and tool calls are parsed. Raw text is
         continued as it stands.
+      open_block, budget: as the automaton has them. What was thought is counted here again, because devices run some
+        steps past a stop string before the host sees it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], *, chat: bool):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        *,
+        chat: bool,
+        open_block: bool = False,
+        budget: int = UNLIMITED,
+    ):
         self.tokens: list[int] = []
         self.stopped = False
+        self._inside, self._budget = open_block, budget
+        self._thought = 0
+        self._exhausted = open_block and budget == 0
         self._chat = chat
         self._thinking_channel = _TextChannel(tokenizer, strip=True)
         self._content_channel = _TextChannel(tokenizer, strip=chat)
         self._matcher = StopMatcher(stop)
-        self._end_thinking = tokenizer.end_think_id
+        self._think, self._end_thinking = tokenizer.think_id, tokenizer.end_think_id
         self._thinking = ""
         self._content = ""
 
@@ -108,6 +121,7 @@ class RowText:
             if part == NOTHING or self.stopped:
                 break
             self.tokens.append(token)
+            self._count(token, part)
             if part == IN_THINKING:
                 thinking += self._thinking_channel.push(token)
             elif part == TAG and token == self._end_thinking:
@@ -127,15 +141,23 @@ class RowText:
                 content += self._matcher.flush()
         return self._keep(thinking, content)
 
-    def result(self, *, thinking_tokens: int, exhausted: bool, hit_end: bool, prompt_tokens: int) -> Result:
+    def _count(self, token: int, part: int) -> None:
+        if part == IN_THINKING and self._thought < self._budget:  # afterwards the text fed at the budget
+            self._thought += 1
+        elif part == TAG:
+            self._inside = token == self._think
+        if part in (IN_THINKING, TAG) and self._inside and self._thought >= self._budget:
+            self._exhausted = True
+
+    def result(self, *, hit_end: bool, prompt_tokens: int) -> Result:
         content, tool_calls = parse_tool_calls(self._content) if self._chat else (self._content, [])
         return Result(
             tokens=self.tokens,
             thinking=self._thinking,
             content=content,
             tool_calls=tool_calls,
-            thinking_tokens=thinking_tokens,
-            budget_exhausted=exhausted,
+            thinking_tokens=self._thought,
+            budget_exhausted=self._exhausted,
             finish_reason="stop" if hit_end or self.stopped else "length",
             prompt_tokens=prompt_tokens,
         )

@@ -213,6 +213,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} must exist: no such file, point at a directory in Hugging Face form")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(
+            f"{path} must be JSON, got one too deeply nested: the file is damaged, fetch it again"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON, got {error}: the file is damaged, fetch it again") from None
     if not isinstance(value, dict):

@@ -1,8 +1,15 @@
 """What a checkpoint says about generation: its `generation_config.json`."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
+
+_READ = (
+    "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p "
+    "transformers_version _from_model_config use_cache max_length"  # say nothing about which tokens are chosen
+).split()
+_OFF: tuple[Any, ...] = (None, False, 0, 1, "", [], {})  # what switches a setting off in Hugging Face
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,8 @@ class GenerationDefaults:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "GenerationDefaults":
-        """Reads Hugging Face's `generation_config.json`; `do_sample: false` is temperature 0.
+        """Reads Hugging Face's `generation_config.json`; `do_sample: false` is temperature 0. A setting that this
+        project does not have is a warning.
 
         Raises:
           ValueError: a value of the wrong type.
@@ -40,6 +48,12 @@ class GenerationDefaults:
         if hf.get("do_sample") is False:
             values["temperature"] = 0.0
         ends = {name: hf.get(name) for name in ("bos_token_id", "pad_token_id")}
+        for name, value in ends.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"generation_config.json: {name} must be a number, got {value!r}: correct the file")
+        idle = sorted(key for key, value in hf.items() if key not in _READ and value not in _OFF)
+        if idle:
+            warnings.warn(f"generation_config.json: no effect: {', '.join(idle)}", stacklevel=2)
         return cls(eos_token_ids=tuple(ids), **ends, **values)
 
     def to_hf(self) -> dict[str, Any]:

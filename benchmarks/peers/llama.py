@@ -9,8 +9,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -135,6 +133,8 @@ class Llama:
 def measure(args: argparse.Namespace) -> dict:
     import llama_cpp
 
+    from benchmarks.common import peak_rss  # the caller puts the project on the path
+
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     started = float(os.environ.get("BENCHMARK_STARTED", time.time()))
@@ -169,11 +169,6 @@ def measure(args: argparse.Namespace) -> dict:
         out.setdefault("small_rss", peak_rss())
         llama.close()
     return {**out, "peak_rss": peak_rss()}
-
-
-def peak_rss() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def main() -> None:

@@ -60,8 +60,9 @@ def first_token_seconds(model: Any, params: Any, length: int) -> float:
 
     cache = init_cache(model.config, 1, 256, model.layout, model.param_dtype)
     tokens = jnp.ones((1, length), jnp.int32)
+    state = greedy_state(cache, tokens[:, 0], model.config.vocab_size)  # before the prompt is fed, as `generate` does
     logits, cache = prefill(model, params, cache, tokens, jnp.ones((1, length), bool))
-    state = greedy_state(cache, tokens[:, 0], model.config.vocab_size)
+    state = dataclasses.replace(state, cache=cache)
     _, token, _ = first_token(state, logits, model.config.vocab_size)
     jax.device_get(token)
     return since_start()

@@ -1,6 +1,7 @@
 """One answer on its way to the user: thinking dimmed on a terminal, plain text in a pipe."""
 
 import re
+import sys
 
 from rich.console import Console
 
@@ -48,8 +49,11 @@ class AnswerWriter:
             self._write("\n")
 
     def footer(self, result: Result, seconds: float) -> None:
-        """One dimmed line of numbers, on a terminal only."""
+        """One dimmed line of numbers on a terminal. Elsewhere stderr says when the answer is not whole."""
         if not self._terminal:
+            if result.finish_reason == "length":
+                where = "" if result.content else " inside its thinking"
+                print(f"warning: cut at {len(result.tokens)} tokens{where}: raise --max-new-tokens", file=sys.stderr)
             return
         parts = [f"{len(result.tokens)} tokens"]
         if result.thinking_tokens:

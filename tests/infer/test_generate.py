@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from infer import GenerationConfig, generate, stream
+from infer.automaton import IN_CONTENT, IN_THINKING, TAG
 from infer.decode import TRACES
 from infer.generate import prompt_bucket
 from infer.prompts import prepare
+from infer.results import RowText
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.params import restack
+from qwen3_jax.tokenizer import load_tokenizer
+from tests.tiny import write_tokenizer
 
 GREEDY = GenerationConfig(temperature=0.0, max_new_tokens=24)
 OPEN = "user hi assistant <think>\n"
@@ -24,7 +28,7 @@ def with_ends(ready, *ends):
 
 def greedy_without_cache(ready, prompt, count):
     """The reference: the whole sequence through the model for every token."""
-    tokens = ready.tok.encode(prompt)
+    tokens = ready.tok.encode(prompt) if isinstance(prompt, str) else list(prompt)
     start = len(tokens)
     valid = ready.tok.vocab_size
     for _ in range(count):
@@ -77,12 +81,10 @@ def test_the_budget_truncates_exactly(dense, budget, temperature):
     assert len(result.tokens) == 80
     assert result.finish_reason == "length"
     assert result.thinking.endswith("I have to give the solution based on the thinking directly now.")
-    # What comes after the text is decided by the model that has read it: the same as continuing by hand.
+    # What comes after the text is decided by the model that has read it: as without a cache.
     if temperature == 0:
-        read = OPEN + dense.tok.decode(result.tokens[: budget + len(closing)])
-        if dense.tok.encode(read) == dense.tok.encode(OPEN) + result.tokens[: budget + len(closing)]:
-            (again,) = generate(*dense, [read], dataclasses.replace(GREEDY, max_new_tokens=10))
-            assert again.tokens == result.tokens[budget + len(closing) :][:10]
+        read = dense.tok.encode(OPEN) + result.tokens[: budget + len(closing)]
+        assert result.tokens[budget + len(closing) :][:6] == greedy_without_cache(dense, read, 6)
 
 
 def test_text_fed_at_the_budget_can_be_any(dense):
@@ -329,3 +331,54 @@ def test_a_setting_without_effect_is_said(dense):
 
 def test_prompt_buckets():
     assert [prompt_bucket(n) for n in (1, 16, 17, 512, 513, 1025)] == [16, 16, 32, 512, 1024, 1536]
+
+
+def test_a_template_without_the_switch_is_said_and_keeps_its_own_mode(dense, tmp_path):
+    """Thinking-2507: the prompt opens the block whatever is asked for."""
+    opened = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    opened += "<|im_start|>assistant\n<think>\n"
+    tok = load_tokenizer(write_tokenizer(tmp_path, opened))
+    ready = dense._replace(tok=tok)
+    config = GenerationConfig(enable_thinking=False, thinking_budget=4, temperature=0.0, max_new_tokens=48)
+    with pytest.warns(UserWarning, match=r"no effect: enable_thinking \(the checkpoint's template has one mode only\)"):
+        (result,) = generate(*ready, [CHAT], config)
+    assert (result.thinking_tokens, result.budget_exhausted) == (4, True)
+    with pytest.warns(UserWarning, match="enable_thinking"):
+        (row,) = prepare(ready.model, tok, [CHAT], GenerationConfig(enable_thinking=False, max_new_tokens=8), None)
+    assert row.config.temperature == 0.6  # the sampling of the mode it is in
+
+
+def test_what_comes_after_a_stop_string_is_not_counted(dense):
+    """Devices run steps past the stop before the host sees it: a block opened there is no part of the answer."""
+    row = RowText(dense.tok, ("xx",), chat=False, open_block=True, budget=9)
+    think, close, (x,) = dense.tok.think_id, dense.tok.end_think_id, dense.tok.encode("x")
+    tokens = [x, x, close, x, x, think, x, x, x]
+    row.push(tokens, [IN_THINKING] * 2 + [TAG] + [IN_CONTENT] * 2 + [TAG] + [IN_THINKING] * 3)
+    result = row.result(hit_end=False, prompt_tokens=1)
+    assert result.tokens == tokens[:5]
+    assert (result.thinking_tokens, result.budget_exhausted, result.finish_reason) == (2, False, "stop")
+
+
+def test_a_config_of_another_type_is_refused(dense):
+    for config in ({"temperature": 0.0}, [{"temperature": 0.0}]):
+        with pytest.raises((ValueError, TypeError)):
+            generate(*dense, ["What"], config)
+
+
+def test_none_stands_for_the_default():
+    config = GenerationConfig(stop=None, presence_penalty=None)
+    assert config.stop == ()
+    assert config.resolve(GenerationDefaults(), thinks=True).presence_penalty == 0.0
+
+
+def test_a_budget_beyond_the_context_names_the_largest_that_fits(dense):
+    with pytest.raises(ValueError, match=r"thinking_budget must leave room .* set it to at most \d+") as error:
+        generate(*dense, [CHAT], GenerationConfig(thinking_budget=10**8))
+    largest = int(str(error.value).split()[-1])
+    config = GenerationConfig(thinking_budget=largest)
+    assert prepare(dense.model, dense.tok, [CHAT], config, None)[0].budget == largest
+
+
+def test_end_tokens_outside_the_vocabulary_are_refused(dense):
+    with pytest.raises(ValueError, match="end tokens must be below the vocabulary's size of 512, got 9999"):
+        generate(*with_ends(dense, 9999), ["What"], GREEDY)

@@ -381,7 +381,7 @@ def write_sparse(directory, config, dtype_name, itemsize):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_takes_the_memory_of_the_parameters_and_little_more(tmp_path):
     """Anonymous memory above the baseline stays below 1.15 times the parameters plus one tensor, on more than 1 GB; in
-    both layouts, with a cast and without, dense and experts."""
+    both layouts, with a cast and without, dense and experts (these in one layout: the suite's time)."""
     sizes = {"hidden_size": 2048, "head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}
     dense = dense_config(**sizes, intermediate_size=8192, vocab_size=16384, num_hidden_layers=8)
     sparse = moe_config(
@@ -393,7 +393,7 @@ def test_loading_takes_the_memory_of_the_parameters_and_little_more(tmp_path):
         assert total > 1_000_000_000
         cases += [(str(tmp_path / name), "unrolled"), (str(tmp_path / name), "stacked")]
         largest += [tensor, tensor]
-    cases, largest = cases[:3], largest[:3]  # experts in one layout: the suite's time
+    cases, largest = cases[:3], largest[:3]
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(cases)], capture_output=True, text=True, check=True, timeout=300
     )

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from qwen3_jax.config import ModelConfig, YarnConfig
+from qwen3_jax.config import ModelConfig, YarnConfig, read_json_object
 from qwen3_jax.generation_defaults import GenerationDefaults
 from tests.tiny import dense_config, moe_config
 
@@ -147,3 +147,17 @@ def test_generation_defaults_read_and_write():
     assert GenerationDefaults.from_hf(greedy.to_hf()) == greedy
     with pytest.raises(ValueError, match="temperature must be a number"):
         GenerationDefaults.from_hf({"temperature": "hot"})
+
+
+def test_a_json_file_nested_without_end_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="must be JSON, got one too deeply nested"):
+        read_json_object(path)
+
+
+def test_generation_settings_that_this_project_lacks_are_said():
+    with pytest.warns(UserWarning, match="no effect: num_beams, repetition_penalty$"):
+        GenerationDefaults.from_hf({"repetition_penalty": 1.05, "num_beams": 4, "no_repeat_ngram_size": 0})
+    with pytest.raises(ValueError, match=r"generation_config\.json: pad_token_id must be a number, got 'x'"):
+        GenerationDefaults.from_hf({"pad_token_id": "x"})
