@@ -19,7 +19,7 @@ from infer.sampling import SamplingParams, sample
 from qwen3_jax.cache import KVCache
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
-from qwen3_jax.placement import Placement
+from qwen3_jax.placement import ONE_DEVICE, Placement
 from sharding import axes_of, current_mesh
 
 # Number of times each function was traced: what tests assert "nothing recompiles" with.
@@ -67,7 +67,7 @@ def prefill(
 
 @partial(jax.jit, static_argnames=("valid_vocab", "placement"), donate_argnames=("state",))
 def first_token(
-    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement = Placement()
+    state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement = ONE_DEVICE
 ) -> tuple[DecodeState, Int[Array, "1 B"], Int[Array, "1 B"]]:
     """Chooses the token after the prompt; returns what `decode` does, for one step."""
     TRACES["first_token"] += 1
@@ -132,9 +132,7 @@ def _choose(
     rows = jnp.arange(token.shape[0])
     seen = placement.constrain(state.seen.at[rows, token].max(~was_done), "batch", None)
     # A few numbers a row: every device has them all, and the host can read them from any.
-    automaton, token, part = jax.tree.map(
-        lambda x: placement.constrain(x, *(None,) * x.ndim), (automaton, token, part)
-    )
+    automaton, token, part = jax.tree.map(lambda x: placement.constrain(x, *(None,) * x.ndim), (automaton, token, part))
     return dataclasses.replace(state, automaton=automaton, token=token, seen=seen), token, part
 
 

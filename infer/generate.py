@@ -191,10 +191,11 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], mesh: Mesh | None) -> 
         pad=jnp.int32(_pad_id(model, tok)),
     )
     seen = np.zeros((len(rows), model.config.vocab_size), bool)
+    by_row = None if mesh is None else named_sharding(mesh, ("batch", None), model.placement.rules)
     return {
         "token": replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
         "automaton": replicate(automaton, mesh),
-        "seen": put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
+        "seen": put(seen, by_row),
         "keys": replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
         "sampling": replicate(SamplingParams(**sampling), mesh),
         "tokens": replicate(tokens, mesh),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
-from qwen3_jax.placement import Placement
+from qwen3_jax.placement import ONE_DEVICE, Placement
 from sharding import current_mesh, target_platform
 
 
@@ -44,7 +44,7 @@ class KVCache:
 
 
 def init_cache(
-    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement = Placement()
+    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement = ONE_DEVICE
 ) -> KVCache:
     """An empty cache of `capacity` slots for `batch` rows, laid out over the current mesh when there is one."""
     if current_mesh() is None:
@@ -83,7 +83,7 @@ def _empty(config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype
     return constrain_cache(cache, placement)
 
 
-def grow_cache(cache: KVCache, capacity: int, placement: Placement = Placement()) -> KVCache:
+def grow_cache(cache: KVCache, capacity: int, placement: Placement = ONE_DEVICE) -> KVCache:
     """The same cache with empty slots appended up to `capacity`."""
     assert capacity >= cache.capacity
     if current_mesh() is None:

@@ -113,7 +113,9 @@ def load_parameters(
             holder[name] = array
         else:
             if layer == 0:
-                holder[name] = _empty_stack(leaf.shape, dtype, None if mesh is None else named_sharding(mesh, leaf.axes, rules))
+                holder[name] = _empty_stack(
+                    leaf.shape, dtype, None if mesh is None else named_sharding(mesh, leaf.axes, rules)
+                )
             holder[name] = _set_layer(holder[name], array, layer)
         if not on_host:
             array.block_until_ready()  # its host buffer is free again

@@ -23,7 +23,7 @@ from qwen3_jax.linear import linear
 from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
-from qwen3_jax.placement import Placement
+from qwen3_jax.placement import ONE_DEVICE, Placement
 from qwen3_jax.rope import rope_cos_sin
 
 
@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
     attention_backend: str = "auto"
     param_dtype: Any = jnp.float32
     dtype: Any = None
-    placement: Placement = Placement()
+    placement: Placement = ONE_DEVICE
 
     @nn.compact
     def __call__(
@@ -162,7 +162,7 @@ class Qwen3(nn.Module):
     remat: bool = False
     param_dtype: Any = jnp.float32
     dtype: Any = None
-    placement: Placement = Placement()
+    placement: Placement = ONE_DEVICE
     generation: GenerationDefaults = GenerationDefaults()
 
     @nn.compact

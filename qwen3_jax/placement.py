@@ -31,6 +31,9 @@ class Placement:
         return gather_weight(w, axes, self.rules)
 
 
+ONE_DEVICE = Placement()
+
+
 def place(config: ModelConfig, mesh: Mesh | jax.sharding.AbstractMesh, rules: Rules = DEFAULT_RULES) -> Placement:
     """The placement of a model on a mesh.
 

@@ -46,7 +46,7 @@ class MeshConfig:
             raise ValueError(f"slices must be positive, got {self.slices}: correct it")
         if self.slice_axis not in ("data", "fsdp"):
             raise ValueError(f"slice_axis must be 'data' or 'fsdp', got {self.slice_axis!r}: correct it")
-        self.table  # a wrong rule shows here
+        DEFAULT_RULES.override(self.rules)  # a wrong rule shows here
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -57,7 +57,7 @@ class TrainConfig:
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
     remat: bool = False  # compute each layer again in the backward pass instead of keeping what it made
-    mesh: MeshConfig = MeshConfig()  # one device by default
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # one device by default
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -4,6 +4,7 @@ On a mesh each device takes the loss of its own tokens against its own rows of t
 numbers a token (the largest logit and the sum of exponentials) and the logit of the target.
 """
 
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +34,13 @@ def cross_entropy(
     """
     count = jnp.sum(mask, dtype=jnp.float32)
     if current_mesh() is None:
-        return _local_sum(hidden, head, targets, mask, chunk, (), ()), count
+        return _local_sum(hidden, head, targets, mask, chunk=chunk, vocab=(), waiting=()), count
     tokens, vocab, waiting = (axes_of(name, rules) for name in ("sequence", "vocab", "embed"))
     rows = axes_of("batch", rules) + tokens
     by_token = logical_to_spec(("batch", "sequence"), rules)
+    local = partial(_local_sum, chunk=chunk, vocab=vocab, waiting=waiting)
     total = jax.shard_map(
-        lambda *arrays: jax.lax.psum(_local_sum(*arrays, chunk, vocab, waiting), rows),
+        lambda *arrays: jax.lax.psum(local(*arrays), rows),
         in_specs=(PartitionSpec(*by_token, None), logical_to_spec(("vocab", "embed"), rules), by_token, by_token),
         out_specs=PartitionSpec(),
         check_vma=False,
@@ -51,6 +53,7 @@ def _local_sum(
     head: Array,
     targets: Array,
     mask: Array,
+    *,
     chunk: int,
     vocab: tuple[str, ...],
     waiting: tuple[str, ...],
@@ -58,7 +61,7 @@ def _local_sum(
     """The loss of the tokens at hand against all of the vocabulary, of which this device has the rows that the mesh
     axes `vocab` leave it; `waiting` are the axes the head is gathered over."""
     head = head.astype(hidden.dtype)
-    first_row = 0
+    first_row = jnp.int32(0)
     for axis in reversed(waiting):  # one after the other: see `sharding.gather_weight`
         head = jax.lax.all_gather(head, axis, axis=1, tiled=True)
     if vocab:

@@ -62,7 +62,7 @@ def test_every_axis_that_is_used_has_a_rule_and_every_rule_is_used(monkeypatch):
         for spec in leaves(spec_tree(load_model_config(name), "stacked"))
         for axis in spec.axes
     }
-    monkeypatch.setattr(placements, "constrain", lambda x, axes, rules: asked.update(axes) or x)
+    monkeypatch.setattr(placements, "constrain", lambda x, axes, _: asked.update(axes) or x)
     config = moe_config(mlp_only_layers=(0,), tie_word_embeddings=False)
     model, params = Qwen3(config), random_params(config)
     tokens = jax.ShapeDtypeStruct((2, 4), "int32")

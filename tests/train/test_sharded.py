@@ -152,7 +152,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_numbers() -> None:
 
 def test_a_mesh_section_is_read_and_checked() -> None:
     assert settings("dense", {"fsdp": -1}).mesh == mesh_config({"fsdp": -1})
-    with pytest.raises(ValueError, match="mesh.fdsp is not a key"):
+    with pytest.raises(ValueError, match=r"mesh\.fdsp is not a key"):
         settings("dense", {"fdsp": 2})
 
 
