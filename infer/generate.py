@@ -190,7 +190,7 @@ def _start(model: Qwen3, tok: Tokenizer, rows: list[Row], cache: KVCache, mesh: 
         cache=cache,
         token=replicate(per_row([row.tokens[-1] for row in rows], np.int32), mesh),
         automaton=replicate(automaton, mesh),
-        seen=put(seen, mesh and named_sharding(mesh, ("batch", None), model.placement.rules)),
+        seen=put(seen, None if mesh is None else named_sharding(mesh, ("batch", None), model.placement.rules)),
         keys=replicate(jnp.stack([_row_key(row) for row in rows]), mesh),
         sampling=replicate(SamplingParams(**sampling), mesh),
         tokens=replicate(tokens, mesh),

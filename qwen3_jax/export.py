@@ -24,6 +24,7 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params, layout_of
 from qwen3_jax.safetensors_io import DTYPES, INDEX, PendingTensor, write_sharded
 from qwen3_jax.tensor_map import Leaf, leaves
+from sharding import mesh_of
 from sharding.processes import first_does, is_first, is_shared
 
 _WEIGHTS = re.compile(rf"model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}")
@@ -189,7 +190,9 @@ class _HostCopy:
     def _copy(self, layer: int | None) -> np.ndarray:
         if self.array.is_fully_addressable:
             return np.asarray(self.array.copy() if layer is None else self.array[layer])
-        gathered = jax.block_until_ready(_gather(self.array, layer, NamedSharding(self.array.sharding.mesh, P())))
+        mesh = mesh_of(self.array)
+        assert mesh is not None  # what lies on several processes lies on a mesh
+        gathered = jax.block_until_ready(_gather(self.array, layer, NamedSharding(mesh, P())))
         # What the others yield is not looked at.
         return np.asarray(gathered) if is_first() else np.broadcast_to(np.zeros((), gathered.dtype), gathered.shape)
 

@@ -7,6 +7,7 @@ part of the configuration: the batches of a run are the same whatever number of 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,12 +58,8 @@ class Share:
 
         if sharding is None:
             return Batch(**{name: region(name, (slice(None), slice(None))) for name in FIELDS})
-        return Batch(
-            **{
-                name: jax.make_array_from_callback(shape, sharding, lambda index, name=name: region(name, index))
-                for name in FIELDS
-            }
-        )
+        make = partial(jax.make_array_from_callback, shape, sharding)
+        return Batch(**{name: make(partial(region, name)) for name in FIELDS})
 
 
 def batch_sharding(mesh: Mesh | None, rules: Rules) -> NamedSharding | None:
