@@ -191,7 +191,7 @@ class _HostCopy:
         if self.array.is_fully_addressable:
             return np.asarray(self.array.copy() if layer is None else self.array[layer])
         mesh = mesh_of(self.array)
-        assert mesh is not None  # only a mesh has devices of other processes
+        assert mesh is not None  # what lies on several processes lies on a mesh
         gathered = jax.block_until_ready(_gather(self.array, layer, NamedSharding(mesh, P())))
         # What the others yield is not looked at.
         return np.asarray(gathered) if is_first() else np.broadcast_to(np.zeros((), gathered.dtype), gathered.shape)

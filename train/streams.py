@@ -58,7 +58,8 @@ class Share:
 
         if sharding is None:
             return Batch(**{name: region(name, (slice(None), slice(None))) for name in FIELDS})
-        return Batch(**{name: jax.make_array_from_callback(shape, sharding, partial(region, name)) for name in FIELDS})
+        make = partial(jax.make_array_from_callback, shape, sharding)
+        return Batch(**{name: make(partial(region, name)) for name in FIELDS})
 
 
 def batch_sharding(mesh: Mesh | None, rules: Rules) -> NamedSharding | None:
