@@ -4,7 +4,6 @@ On a mesh each device takes the loss of its own tokens against its own rows of t
 numbers a token (the largest logit and the sum of exponentials) and the logit of the target.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
