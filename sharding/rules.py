@@ -73,7 +73,7 @@ DEFAULT_RULES = Rules(
         "mlp": TENSOR,
         "norm": None,
         "router": None,  # every device routes over all experts
-        "router_embed": None,
+        "router_embed": (FSDP, EXPERT),
         "expert": EXPERT,
         "expert_mlp": TENSOR,
         "expert_embed": FSDP,
@@ -81,7 +81,7 @@ DEFAULT_RULES = Rules(
 )
 
 # What a weight is split over only while it waits: gathered where it is used.
-GATHERED = ("embed", "expert_embed")
+GATHERED = ("embed", "expert_embed", "router_embed")
 
 
 def logical_to_spec(axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> PartitionSpec:

@@ -400,7 +400,7 @@ def test_loading_takes_the_memory_of_the_parameters_and_little_more(tmp_path):
     for case, tensor, (peak, loaded, is_bfloat16) in zip(cases, largest, json.loads(found.stdout), strict=True):
         assert is_bfloat16
         assert loaded > 0.5e9, case
-        assert peak >= loaded, case
+        assert peak > 0.99 * loaded, case
         assert peak <= 1.15 * loaded + tensor, case
 
 
@@ -416,7 +416,7 @@ def test_loading_onto_a_mesh_takes_no_more(tmp_path):
     )
     ((peak, loaded, _),) = json.loads(found.stdout)
     assert loaded == total > 1_000_000_000
-    assert loaded <= peak <= 1.15 * loaded + tensor
+    assert 0.99 * loaded < peak <= 1.15 * loaded + tensor
 
 
 def test_loaded_values_do_not_follow_the_file(tmp_path):
