@@ -89,7 +89,7 @@ def test_packed_loss_equals_unpacked_loss(model_and_params: tuple[Qwen3, Any]) -
     documents = random_documents([7, 5, 9, 3])
     packed = fill([[documents[0], documents[1]], [documents[2], documents[3]]], 16)
     alone = fill([[document] for document in documents], 16)
-    (together, count), (apart, same) = (loss(batch) for batch in (packed, alone))
+    (together, (count, _)), (apart, (same, _)) = (loss(batch) for batch in (packed, alone))
     assert int(count) == int(same) == sum(sum(document.loss[1:]) for document in documents)
     np.testing.assert_allclose(together, apart, rtol=1e-6)
 

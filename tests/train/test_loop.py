@@ -20,7 +20,7 @@ from qwen3_jax.params import spec_tree
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Cursor, batches
-from train.loop import Reporter, prefetch, train
+from train.loop import Reporter, _balance, prefetch, train
 from train.optimizer import decay_mask, schedule
 from train.pocket.source import PocketSource
 from train.run import run
@@ -118,8 +118,9 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "metrics.jsonl", config(tmp_path))
     one, nan = jnp.float32(1.0), jnp.float32(float("nan"))
-    reporter.push(1, Metrics(loss=one, tokens=one, grad_norm=one, learning_rate=one), tokens=5)
-    reporter.push(2, Metrics(loss=nan, tokens=one, grad_norm=one, learning_rate=one), tokens=5)
+    rest = {"tokens": one, "grad_norm": one, "learning_rate": one, "expert_load": ()}
+    reporter.push(1, Metrics(loss=one, **rest), tokens=5)
+    reporter.push(2, Metrics(loss=nan, **rest), tokens=5)
     assert [line["step"] for line in lines(tmp_path)] == [1]  # step 2 is not waited for yet
     with pytest.raises(FloatingPointError, match="got nan at step 2"):
         reporter.flush()
@@ -166,3 +167,11 @@ def test_prefetch_raises_what_its_thread_raised() -> None:
     assert next(ahead)[1] == Cursor(1)
     with pytest.raises(ValueError, match="no more"):
         next(ahead)
+
+
+def test_uneven_experts_show_by_expert_and_by_device() -> None:
+    """Two layers; the worse one counts. Experts 0 and 1 are on the first device."""
+    load = (jnp.asarray([[4, 0, 2, 2]]), jnp.asarray([[3, 3, 1, 1]]))
+    assert _balance(load, 1) == {"expert_load_max": 2.0, "device_load_max": 1.0}
+    assert _balance(load, 2) == {"expert_load_max": 2.0, "device_load_max": 1.5}
+    assert _balance((), 2) == {}
