@@ -222,7 +222,8 @@ class Qwen3(nn.Module):
         )
 
         # Looked up in the columns that each device keeps: what travels is the tokens' rows and not the table.
-        x = place(top["embed_tokens"].astype(dtype)[tokens], None, None, "embed")
+        # Rows stay apart over `data`, which splits no table: else every device would hold those of the whole batch.
+        x = place(top["embed_tokens"].astype(dtype)[tokens], "lookup_batch", "sequence", "embed")
         x, cache, routings = self._layers(place(x, "batch", "sequence", None), cache, ctx)
         hidden = rms_norm(x, top["norm"].astype(dtype), self.config.rms_norm_eps)
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"

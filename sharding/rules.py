@@ -60,6 +60,7 @@ DEFAULT_RULES = Rules(
     {
         # activations
         "batch": (DATA, FSDP, EXPERT),
+        "lookup_batch": DATA,  # rows while the embedding is looked up by columns, which `embed` splits
         "sequence": CONTEXT,
         "cache_heads": TENSOR,  # key-value heads, copied where there are fewer of them than devices
         "cache_length": None,  # keys and values are gathered over `context`
