@@ -149,6 +149,11 @@ def test_generation_defaults_read_and_write():
         GenerationDefaults.from_hf({"temperature": "hot"})
 
 
+def test_a_checkpoint_with_another_head_is_refused():
+    with pytest.raises(ValueError, match=r"architectures must hold Qwen3ForCausalLM, got \['Qwen3ForSequence"):
+        ModelConfig.from_hf(published(architectures=["Qwen3ForSequenceClassification"]))
+
+
 def test_a_json_file_nested_without_end_is_refused_in_one_line(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("[" * 100_000 + "]" * 100_000)
