@@ -134,11 +134,11 @@ class ModelConfig:
                 f"model_type must be one of {sorted(_ARCHITECTURES)}, got {model_type!r}: this checkpoint is another "
                 "architecture, point at a Qwen3 one"
             )
-        heads = hf.get("architectures") or [_ARCHITECTURES[model_type]]
-        if _ARCHITECTURES[model_type] not in heads:
+        classes = hf.get("architectures") or _ARCHITECTURES.values()
+        if not set(classes) & set(_ARCHITECTURES.values()):
             raise ValueError(
-                f"architectures must hold {_ARCHITECTURES[model_type]}, got {heads!r}: this checkpoint has another head "
-                "than a language model's"
+                f"architectures must hold {_ARCHITECTURES[model_type]}, got {classes!r}: this checkpoint has another "
+                "head than a language model's"
             )
         _refuse_variants(hf)
         values: dict[str, Any] = {"yarn": _read_rope(hf)}
