@@ -245,7 +245,7 @@ def test_a_bug_stays_a_traceback(monkeypatch):
         (FloatingPointError("the loss must be finite, got nan"), 1, "error: the loss"),
         (MemoryError(), 1, "error: the memory is not enough"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile allocating"), 1, "error: the memory is not enough"),
-        (PermissionError(13, "Permission denied", "/root/x"), 2, "error: /root/x: Permission denied"),
+        (PermissionError(13, "Permission denied", "/nowhere/x"), 2, "error: /nowhere/x: Permission denied"),
         (ValueError("one\n  two"), 2, "error: one two"),
         (KeyboardInterrupt(), 130, "\n"),
     ],
