@@ -223,8 +223,8 @@ def report(best: dict[tuple[str, str], float], bandwidth: float, rate: float) ->
         f"parameters, at the {rate / 1e9:.0f} GFLOP/s of a large product.",
         "",
         "**What bounds prefill.** The experts' products run tile by tile in a loop; a product of one tile (128 rows, "
-        "512 x 256) runs there at about 80 GFLOP/s where one product over all rows reaches 200: three of them are 40 ms "
-        "of a layer's 52 (measured alone, docs/log.md).",
+        "512 x 256) runs there at some 80 GFLOP/s where one product over all rows reaches 200: three of them are 40 "
+        "ms of a layer's 52 (measured alone, docs/log.md).",
     ]
 
 
