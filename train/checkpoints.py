@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from train.data import Cursor
 from train.step import TrainState
 
 
@@ -33,22 +32,22 @@ class Checkpoints:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, cursors: Callable[[], Sequence[Cursor]]) -> None:
+    def save(self, state: TrainState, places: Callable[[], Sequence[Any]]) -> None:
         """Saves in the background; the state may be donated at once.
 
         Args:
-          cursors: gives the place in each stream of the data; called on every process or on none.
+          places: gives the place in each stream of the data, as JSON values; called on every process or on none.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        data = {"streams": [{"next": cursor.next, "waiting": list(cursor.waiting)} for cursor in cursors()]}
+        data = {"streams": list(places())}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, list[Cursor]]:
+    def restore(self, like: TrainState) -> tuple[TrainState, list[Any]]:
         """The newest checkpoint, in the shapes, dtypes and shardings of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         restored = self._manager.restore(self._manager.latest_step(), args=items)
-        return restored.state, [Cursor(one["next"], tuple(one["waiting"])) for one in restored.data["streams"]]
+        return restored.state, restored.data["streams"]

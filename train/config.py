@@ -11,39 +11,15 @@ from typing import Any, Literal
 import yaml
 
 from sharding import MeshConfig
-from train.pocket.prompts import Mixture
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """The BPE made at the start of a run, from the tasks' own text."""
-
-    vocab_size: int = 880  # the bytes and the 26 added tokens included; at most the model's vocab_size
-    corpus_size: int = 8000  # conversations
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What a batch is made of."""
-
-    rows: int = 32  # packed rows in a batch
-    length: int = 256  # tokens in a row
-    streams: int = 1  # parts of a batch made apart from one another; a multiple of the hosts that take different rows
-    curriculum_examples: int = 0  # the longest chain grows to its full length over so many examples; 0: at once
-    mixture: Mixture = dataclasses.field(default_factory=Mixture)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
-
-    learning_rate: float = 3e-3  # at the peak
-    final_share: float = 0.02  # of the peak, at the last step
-    warmup_steps: int = 100
-    weight_decay: float = 0.05  # on matrices; none on norms
-    b1: float = 0.9
-    b2: float = 0.98
-    clip_norm: float = 1.0  # global norm of the gradient
+from train.settings import (
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReportConfig,
+    TokenizerConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,26 +29,33 @@ class TrainConfig:
     run_dir: str = ""  # where metrics, checkpoints and the exported model go; set it on the command line
     seed: int = 0
     steps: int = 1000
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json of Hugging Face
+    init_from: str = ""  # a model in Hugging Face form, or the run_dir of an earlier run; "": fresh parameters
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json; with init_from: keys that change
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
     remat: bool = False  # compute each layer again in the backward pass instead of keeping what it made
+    micro_batches: int = 1  # parts of a batch whose gradients are accumulated
+    ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
+    on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # one device by default
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss_chunk: int = 2048  # tokens whose logits exist at once
-    log_every: int = 10  # steps between lines of metrics.jsonl
+    lora: LoraConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
     checkpoint_every: int = 200  # steps
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "loss_chunk", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
-        if self.data.streams <= 0 or self.data.rows % self.data.streams:
+        if self.data.rows % (self.data.streams * self.micro_batches):
             raise ValueError(
-                f"data.rows must be a multiple of data.streams={self.data.streams}, got {self.data.rows}: change one"
+                f"data.rows must be a multiple of data.streams={self.data.streams} times micro_batches="
+                f"{self.micro_batches}, got {self.data.rows}: change one"
             )
 
 

@@ -1,7 +1,7 @@
 """From examples to batches: documents with a loss mask, packed several to a row, in an order that resumes exactly."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -16,10 +16,12 @@ class Example:
     Attributes:
       tokens: prompt and completion.
       loss: for each token, whether the model is to learn to write it.
+      domain: its number among the domains of the data.
     """
 
     tokens: list[int]
     loss: list[bool]
+    domain: int = 0
 
 
 @runtime_checkable
@@ -38,12 +40,14 @@ class Batch:
       targets: int32[B, T], the next token of the same document.
       loss_mask: bool[B, T], whether `targets` counts: it is of the same document and of the part to learn.
       segment_ids: int32[B, T], 1, 2, ... for the documents of a row, 0 for the rest of the row.
+      domains: int32[B, T], the domain of each token's document (`DataConfig.domain`), by which losses are reported.
     """
 
     tokens: Int[Any, "B T"]
     targets: Int[Any, "B T"]
     loss_mask: Bool[Any, "B T"]
     segment_ids: Int[Any, "B T"]
+    domains: Int[Any, "B T"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Cursor:
     """Where a stream of batches stands: the next example, and earlier ones that did not fit yet."""
 
     next: int = 0
-    waiting: tuple[int, ...] = ()
+    waiting: Sequence[int] = ()
 
 
 def fill(rows: list[list[Example]], length: int) -> Batch:
@@ -64,7 +68,7 @@ def fill(rows: list[list[Example]], length: int) -> Batch:
          segment_ids  1 1 1 2 2 0 0 0
     """
     shape = (len(rows), length)
-    tokens, targets, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
+    tokens, targets, segment_ids, domains = (np.zeros(shape, np.int32) for _ in range(4))
     loss_mask = np.zeros(shape, bool)
     for row, examples in enumerate(rows):
         at = 0
@@ -74,8 +78,9 @@ def fill(rows: list[list[Example]], length: int) -> Batch:
             targets[row, at : at + size - 1] = example.tokens[1:]
             loss_mask[row, at : at + size - 1] = example.loss[1:]
             segment_ids[row, at : at + size] = number
+            domains[row, at : at + size] = example.domain
             at += size
-    return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segment_ids=segment_ids)
+    return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segment_ids=segment_ids, domains=domains)
 
 
 def pack(source: Source, cursor: Cursor, rows: int, length: int) -> tuple[Batch, Cursor]:

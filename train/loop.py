@@ -91,8 +91,6 @@ class Reporter:
         self._tokens += int(tokens)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss must be finite, got {loss} at step {step}: lower the learning rate")
-        if step % self._config.log_every and step not in (1, self._config.steps):
-            return
         now = time.perf_counter()
         line = {
             "step": step,
@@ -107,6 +105,8 @@ class Reporter:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if step % self._config.report.every and step not in (1, self._config.steps):
+            return
         print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
 
 
@@ -132,7 +132,7 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
             stack.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() is not None:
             state, everywhere = checkpoints.restore(state)
-            cursors = {stream: everywhere[stream] for stream in here}
+            cursors = {stream: Cursor(**everywhere[stream]) for stream in here}
             if is_first():
                 _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
         reporter = Reporter(run_dir / "metrics.jsonl", config, 1 if mesh is None else mesh.shape["expert"])

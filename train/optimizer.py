@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from train.config import OptimizerConfig
+from train.settings import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

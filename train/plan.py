@@ -10,9 +10,10 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import ParamSpec, spec_tree
 from sharding import MeshConfig, Rules, named_sharding
 from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
-from train.config import DataConfig, TrainConfig
+from train.config import TrainConfig
 from train.data import Batch
 from train.optimizer import make_optimizer
+from train.settings import DataConfig
 from train.step import TrainState, make_model, make_step, state_shardings
 
 
@@ -48,7 +49,13 @@ def plan_train(
     def row(dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=layout)
 
-    batch = Batch(tokens=row(jnp.int32), targets=row(jnp.int32), loss_mask=row(jnp.bool_), segment_ids=row(jnp.int32))
+    batch = Batch(
+        tokens=row(jnp.int32),
+        targets=row(jnp.int32),
+        loss_mask=row(jnp.bool_),
+        segment_ids=row(jnp.int32),
+        domains=row(jnp.int32),
+    )
     step = make_step(model, train, mesh)  # makes a few arrays, for which a mesh without devices would be in the way
     with jax.set_mesh(mesh):
         outcome = compile_ahead(step, state, batch)

@@ -78,7 +78,7 @@ def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
 def write_tokenizer(directory: Path, config: TrainConfig) -> None:
     """Trains the run's tokenizer where there is none yet."""
     if not (directory / "tokenizer_config.json").exists():
-        texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.mixture)
+        texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.tasks)
         bpe = pocket_tokenizer.train_tokenizer(texts, config.tokenizer.vocab_size)
         template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
         pocket_tokenizer.save_tokenizer(bpe, directory, template)
@@ -106,7 +106,7 @@ def _claim(run_dir: Path, config: TrainConfig) -> None:
     ours = to_dict(config) | {"run_dir": ""}
     if path.exists():
         theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        free = {"run_dir", "log_every", "checkpoint_every", "keep_checkpoints", "mesh"}
+        free = {"run_dir", "report", "checkpoint_every", "keep_checkpoints", "mesh"}
         differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         differ = [key for key in differ if key not in free]
         if differ:

@@ -140,7 +140,7 @@ def make_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
         (loss, (tokens, expert_load)), grads = jax.value_and_grad(
-            lambda params: batch_loss(model, params, batch, config.loss_chunk), has_aux=True
+            lambda params: batch_loss(model, params, batch, config.loss.chunk), has_aux=True
         )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             grad_norm = optax.tree.norm(grads)

@@ -101,12 +101,12 @@ def shares(
         yield Share(rows, parts), dict(cursors)
 
 
-def gather_cursors(cursors: Mapping[int, Cursor], streams: int) -> list[Cursor]:
-    """The cursors of all streams, from the processes that make them."""
+def gather_cursors(cursors: Mapping[int, Cursor], streams: int) -> list[Any]:
+    """The cursors of all streams as JSON values, from the processes that make them."""
     if len(cursors) == streams:
-        return [cursors[stream] for stream in range(streams)]
-    plain = {str(stream): [cursor.next, list(cursor.waiting)] for stream, cursor in cursors.items()}
+        return [dataclasses.asdict(cursors[stream]) for stream in range(streams)]
+    plain = {str(stream): dataclasses.asdict(cursor) for stream, cursor in cursors.items()}
     known: dict[str, Any] = {}
     for part in gather(plain):
         known |= part
-    return [Cursor(known[str(stream)][0], tuple(known[str(stream)][1])) for stream in range(streams)]
+    return [known[str(stream)] for stream in range(streams)]

@@ -66,7 +66,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
         "layout": "stacked",
         "data": {"rows": 8, "length": 32, "streams": STREAMS},
         "optimizer": {"warmup_steps": 0},
-        "log_every": 1,
+        "report": {"every": 1},
         "checkpoint_every": 2,
     }
     answers = worker.answers(directory / "checkpoint", None, directory / "again")

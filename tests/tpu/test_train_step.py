@@ -13,6 +13,7 @@ from sharding.hlo import Program, parse_program, shape_dims
 from sharding.topology import parse_topology, topology_devices
 from sharding.traffic import Collective, communication
 from train.plan import plan_train
+from train.settings import LossConfig
 
 LAYERS, TOKENS, BATCH, LOSS_CHUNK = 4, 4096, 256, 2048
 SIZES = "fsdp=32,expert=8"
@@ -25,7 +26,7 @@ ROWS_BYTES = TOKENS * CONFIG.num_experts_per_tok * HIDDEN * 2  # what one chip's
 def compiled():
     config = parse_mesh(SIZES)
     mesh = config.build(topology_devices(parse_topology("v5p:8x8x4")))
-    outcome, held = plan_train(CONFIG, mesh, config.table, TOKENS, BATCH, loss_chunk=LOSS_CHUNK)
+    outcome, held = plan_train(CONFIG, mesh, config.table, TOKENS, BATCH, loss=LossConfig(chunk=LOSS_CHUNK))
     assert outcome.fits
     program = parse_program(outcome.text)
     return outcome, held, program, communication(program, mesh)

@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from qwen3_jax.tokenizer import Tokenizer
-from train.config import TokenizerConfig, TrainConfig
+from train.config import TrainConfig
 from train.run import make_tokenizer
+from train.settings import TokenizerConfig
 
 MODEL = {
     "model_type": "qwen3",

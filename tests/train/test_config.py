@@ -20,10 +20,10 @@ def test_committed_configurations_load_and_begin_with_their_command(path: Path) 
 
 
 def test_overrides_are_dotted_yaml() -> None:
-    changes = ["steps=5", "optimizer.learning_rate=1e-4", "data.mixture.families=[cups]", "model.num_hidden_layers=2"]
+    changes = ["steps=5", "optimizer.learning_rate=1e-4", "data.tasks.families=[cups]", "model.num_hidden_layers=2"]
     config = load_config(POCKET, changes)
     assert (config.steps, config.optimizer.learning_rate) == (5, 1e-4)
-    assert config.data.mixture.families == ("cups",)
+    assert config.data.tasks.families == ("cups",)
     assert config.model["num_hidden_layers"] == 2
     assert config.optimizer.clip_norm == load_config(POCKET).optimizer.clip_norm
 
@@ -40,7 +40,7 @@ def test_overrides_are_dotted_yaml() -> None:
         ("data=3", "data must be a section"),
         ("steps.more=3", "steps is a value, not a section"),
         ("layout=round", r"layout must be one of \['stacked', 'unrolled'\], got 'round'"),
-        ("data.mixture.families=cups", "data.mixture.families must be a list"),
+        ("data.tasks.families=cups", "data.tasks.families must be a list"),
         ("steps", "an override must be key=value, got 'steps'"),
     ],
 )  # fmt: skip

@@ -35,7 +35,7 @@ def config(run_dir: Path, **changes: Any) -> TrainConfig:
         "tokenizer": {"vocab_size": 760, "corpus_size": 800},
         "data": {"rows": 2, "length": 256},
         "optimizer": {"warmup_steps": 3, "learning_rate": 1e-2},
-        "log_every": 1,
+        "report": {"every": 1},
         "checkpoint_every": 6,
     }
     return parse(TrainConfig, {**values, **changes})

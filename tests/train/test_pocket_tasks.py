@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.config import DataConfig
 from train.pocket import prompts, tasks
 from train.pocket.source import PocketSource, to_example
 from train.pocket.tokenizer import NOT_SPECIAL, SPECIAL
+from train.settings import DataConfig
 
 
 def problems(count: int, split: tasks.Split = "train") -> list[tasks.Problem]:
@@ -58,7 +58,7 @@ def test_held_out_and_training_problems_are_disjoint_whatever_the_wording() -> N
     source = PocketSource(pocket_tokenizer(), DataConfig(), seed=0)
     rng = np.random.default_rng(0)
     for _ in range(200):
-        sample = prompts.conversation(rng, source.data.mixture)
+        sample = prompts.conversation(rng, source.data.tasks)
         assert sample.problem is None or sample.problem.split == "train"
     share = np.mean([tasks.arithmetic(rng, 6).split == "held_out" for _ in range(4000)])
     assert 0.08 < share < 0.12

@@ -37,7 +37,7 @@ def settings(architecture: str, sizes: dict[str, int], **changes: Any) -> TrainC
         "layout": "stacked",
         "data": {"rows": 8, "length": 32},
         "optimizer": {"warmup_steps": 0},
-        "loss_chunk": 24,
+        "loss": {"chunk": 24},
         "mesh": sizes,
         **changes,
     }
@@ -54,6 +54,7 @@ def packed_batch(vocab_size: int, rows: int = 8, length: int = 32) -> Batch:
         targets=np.roll(tokens, -1, axis=1),
         loss_mask=(segments > 0) & (rng.random((rows, length)) < 0.8),
         segment_ids=segments.astype(np.int32),
+        domains=np.zeros_like(tokens),
     )
 
 

@@ -40,7 +40,7 @@ switch (`enable_thinking=False`, the empty think block in the prompt) overrides 
 
 At the budget the documentation's stop-thinking text is fed in place of samples; then the model answers. A budget of 0
 is the hard switch. **The ability was trained for**: in training, a share of the thinking samples
-(`data.mixture.cut_thinking`, 0.3 in `configs/train/pocket.yaml`) is cut at a random token, followed by the
+(`data.tasks.cut_thinking`, 0.3 in `configs/train/pocket.yaml`) is cut at a random token, followed by the
 stop-thinking text (without loss) and the answer. Qwen3's report says that there it came by itself.
 """
 

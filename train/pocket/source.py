@@ -5,9 +5,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from train.config import DataConfig
 from train.data import Example
 from train.pocket import prompts
+from train.settings import DataConfig
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class PocketSource:
 
     def mixture(self, index: int) -> prompts.Mixture:
         """What example `index` is drawn from: within the curriculum the longest chain grows from 2 steps."""
-        mixture = self.data.mixture
+        mixture = self.data.tasks
         if index >= self.data.curriculum_examples:
             return mixture
         span = mixture.max_steps - mixture.min_steps

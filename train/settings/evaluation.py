@@ -1,0 +1,15 @@
+"""What is measured on held-out data while training."""
+
+import dataclasses
+
+from train.settings.data import SourceConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Loss on held-out examples."""
+
+    every: int = 0  # steps; 0: never
+    rows: int = 0  # packed rows an evaluation; 0: as many as a batch has
+    batches: int = 4  # the same ones at every evaluation
+    sources: tuple[SourceConfig, ...] = ()  # none: the pocket model's held-out tasks

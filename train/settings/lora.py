@@ -1,0 +1,12 @@
+"""Low-rank adapters."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters in the sense of LoRA (Hu et al., 2106.09685), with PEFT's names."""
+
+    r: int = 8  # rank
+    lora_alpha: float = 16.0  # the update is scaled by lora_alpha / r
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
