@@ -38,13 +38,13 @@ class TrainConfig:
     ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # one device by default
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
-    evaluation: EvaluationConfig = EvaluationConfig()
-    report: ReportConfig = ReportConfig()
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
     checkpoint_every: int = 200  # steps
     keep_checkpoints: int = 2
 

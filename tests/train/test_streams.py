@@ -66,7 +66,7 @@ def test_a_part_of_the_streams_makes_its_own_rows_only() -> None:
 def test_streams_go_on_exactly_from_their_cursors() -> None:
     whole = take(2, [0, 1], 6)
     cursors = gather_cursors(whole[2][1], 2)
-    again = take(2, [0, 1], 3, dict(enumerate(cursors)))
+    again = take(2, [0, 1], 3, {stream: Cursor(**cursor) for stream, cursor in enumerate(cursors)})
     for (ours, _), (theirs, _) in zip(again, whole[3:], strict=True):
         assert_equal(ours.place(None), theirs.place(None))
 
@@ -93,5 +93,7 @@ def test_which_streams_a_process_makes() -> None:
 
 
 def test_rows_must_divide_over_the_streams() -> None:
-    with pytest.raises(ValueError, match=r"data.rows must be a multiple of data.streams=3, got 8"):
+    with pytest.raises(
+        ValueError, match=r"data.rows must be a multiple of data.streams=3 times micro_batches=1, got 8"
+    ):
         parse(TrainConfig, {"data": {"rows": 8, "streams": 3}})

@@ -59,7 +59,7 @@ class DataConfig:
     length: int = 256  # tokens in a row
     streams: int = 1  # parts of a batch made apart from one another; a multiple of the hosts that take different rows
     sources: tuple[SourceConfig, ...] = ()  # none: the pocket model's tasks
-    mixture: MixtureConfig = MixtureConfig()
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     lengths: tuple[LengthShare, ...] = ()  # (): documents come as long as they are
     domain: str = "domain"  # the label by which losses are reported
     tasks: Mixture = dataclasses.field(default_factory=Mixture)  # of the pocket model's tasks
