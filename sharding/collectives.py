@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from sharding.platforms import target_platform
+from sharding.platforms import has_ragged_exchange
 
 
 def ragged_all_to_all(
@@ -21,8 +21,9 @@ def ragged_all_to_all(
 ) -> Shaped[Array, "M ..."]:
     """Each device sends slices of its `operand` to the others, which write them into their `output`.
 
-    `jax.lax.ragged_all_to_all`, which XLA:CPU lacks: there an emulation that gathers every operand, for tests. K is a
-    multiple of the axis' size P: entries i*K/P to (i+1)*K/P are the slices sent to (or received from) device i.
+    `jax.lax.ragged_all_to_all` where the platform has it (`has_ragged_exchange`), else an emulation that gathers every
+    operand: P times the bytes. K is a multiple of the axis' size P: entries i*K/P to (i+1)*K/P are the slices sent to
+    (or received from) device i.
 
     In:  device 0 has operand [a b b], send_sizes [1 2], input_offsets [0 1], output_offsets [0 0], recv_sizes [1 1]
          device 1 has operand [c d -], send_sizes [1 1], input_offsets [0 1], output_offsets [1 2], recv_sizes [2 1]
@@ -42,9 +43,9 @@ def ragged_all_to_all(
 
     @jax.custom_vjp
     def exchange(operand: Array, output: Array, places: tuple[Array, ...]) -> Array:
-        if target_platform() == "cpu":
-            return _emulated(operand, output, places[0], places[1], places[2], axis_name)
-        return jax.lax.ragged_all_to_all(operand, output, *places, axis_name=axis_name)
+        if has_ragged_exchange():
+            return jax.lax.ragged_all_to_all(operand, output, *places, axis_name=axis_name)
+        return _emulated(operand, output, places[0], places[1], places[2], axis_name)
 
     def forward(operand: Array, output: Array, places: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
         return exchange(operand, output, places), places
