@@ -130,7 +130,11 @@ def _gather_forward(w: Array, steps: tuple[PartitionSpec, ...]) -> tuple[Array, 
 
 
 def _gather_backward(steps: tuple[PartitionSpec, ...], _: None, dw: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(dw, steps[0]),)
+    # One axis after the other on the way back too: reduced over all of a slice at once, the gradient would leave by an
+    # all-reduce. The first step reduces and scatters; what is left is small.
+    for layout in reversed(steps[:-1]):
+        dw = jax.lax.with_sharding_constraint(dw, layout)
+    return (dw,)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
