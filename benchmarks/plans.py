@@ -28,6 +28,9 @@ def command(model: str, topology: str, mesh: str, mode: str, length: int, batch:
     )
 
 
+# Decoding over `expert`: what is not an expert is whole on each of its devices, or a step would gather it.
+WHOLE = "rules.embed=null,rules.router_embed=null"
+
 # In the order of their importance: what is missing when a run is stopped is the end of this list.
 ROWS = [
     command("235b-a22b", "v5p:8x8x4", "fsdp=32,expert=8", "train", 4096, 256),
@@ -37,7 +40,7 @@ ROWS = [
     command("8b", "v5p:8x8x4", "fsdp=256", "train", 4096, 256),
     command("8b", "v5p:8x8x16", "data=4,fsdp=256", "train", 4096, 1024),
     command("8b", "v5p:8x8x4", "fsdp=32,expert=8", "train", 4096, 256),
-    command("235b-a22b", "v5p:8x8x4", "data=4,expert=8,tensor=8", "decode", 131072, 64),
+    command("235b-a22b", "v5p:8x8x4", f"data=4,expert=8,tensor=8,{WHOLE}", "decode", 131072, 64),
     command("32b", "v5p:2x2x2", "tensor=8", "decode", 131072, 8),
     command("32b", "v5p:4x4x4", "fsdp=64", "train", 4096, 64),
     command("0.6b", "v5e:2x4", "tensor=8", "decode", 4096, 8),
@@ -45,7 +48,7 @@ ROWS = [
     command("30b-a3b", "v5p:2x2x4", "fsdp=4,expert=4", "train", 4096, 16),
     command("8b", "v6e:4x4", "fsdp=16", "train", 4096, 16),
     command("32b", "v6e:8x8", "fsdp=64", "train", 4096, 64),
-    command("30b-a3b", "v5e:2x4", "expert=8", "decode", 4096, 64),
+    command("30b-a3b", "v5e:2x4", f"expert=8,{WHOLE}", "decode", 4096, 64),
     command("30b-a3b", "v6e:8x8", "fsdp=8,expert=8", "train", 4096, 64),
     command("32b", "v6e:2x4", "tensor=8", "decode", 32768, 8),
     command("14b", "v5p:2x2x4", "fsdp=16", "train", 4096, 16),
@@ -57,10 +60,10 @@ ROWS = [
     command("8b", "v5p:2x2x1", "tensor=4", "decode", 32768, 8),
     command("32b", "v5p:2x2x2", "tensor=8", "prefill", 32768, 8),
     command("30b-a3b", "v5e:8x8", "fsdp=8,expert=8", "train", 4096, 64),
-    command("30b-a3b", "v6e:2x4", "expert=8", "decode", 32768, 64),
-    command("30b-a3b", "v5p:2x2x1", "expert=4", "decode", 32768, 64),
+    command("30b-a3b", "v6e:2x4", f"expert=8,{WHOLE}", "decode", 32768, 64),
+    command("30b-a3b", "v5p:2x2x1", f"expert=4,{WHOLE}", "decode", 32768, 64),
     command("235b-a22b", "tpu7x:4x4x8", "fsdp=32,expert=8", "train", 4096, 256),
-    command("235b-a22b", "tpu7x:2x2x4", "expert=8,tensor=4", "decode", 32768, 64),
+    command("235b-a22b", "tpu7x:2x2x4", f"expert=8,tensor=4,{WHOLE}", "decode", 32768, 64),
     command("0.6b", "v5e:2x4", "fsdp=8", "train", 32768, 8),  # does not fit: what is printed then
 ]
 WEAK = [row for row in ROWS if "qwen3-8b" in row and "v5p" in row and "train" in row and "expert" not in row]
@@ -108,7 +111,7 @@ def memory_rows(plans: dict[str, Any], mode: str) -> list[Sequence[str]]:
             [
                 plan["model"].removeprefix("qwen3-"),
                 f"{plan['topology']} ({plan['chips']})",
-                mesh_text(plan["mesh"]),
+                mesh_text(plan["mesh"]) + (", dense whole" if plan.get("rules") else ""),
                 f"{plan['batch_size']} x {plan['sequence_length']:,}",
                 f"{memory['parameters'] / GIB:.2f}",
                 f"{state / GIB:.2f}",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout
 from qwen3_jax.placement import ONE_DEVICE, Placement
-from sharding import current_mesh, target_platform
+from sharding import current_mesh, row_major, target_platform
 
 
 @flax.struct.dataclass
@@ -43,6 +43,11 @@ class KVCache:
         return self.filled.shape[1]
 
 
+def buffer_axes(ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of the keys or values of one layer (4 dimensions) or of a run of layers (5)."""
+    return (*(None,) * (ndim - 4), "batch", "cache_heads", "cache_length", "head_dim")
+
+
 def init_cache(
     config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement = ONE_DEVICE
 ) -> KVCache:
@@ -57,8 +62,7 @@ def constrain_cache(cache: KVCache, placement: Placement) -> KVCache:
     """The cache laid out over the current mesh."""
 
     def lay(x: Array) -> Array:
-        axes = ("batch", "cache_heads", "cache_length", "head_dim")
-        return placement.constrain(x, *((None,) * (x.ndim - 4)), *axes)
+        return placement.constrain(x, *buffer_axes(x.ndim))
 
     return dataclasses.replace(
         cache,
@@ -113,30 +117,39 @@ def mark_filled(cache: KVCache, real: Bool[Array, "B T"]) -> KVCache:
 
 
 def write_layer(
-    buffer: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slot: Int[Array, ""]
+    buffer: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slot: Int[Array, ""], placement: Placement
 ) -> Float[Array, "B K S H"]:
     """Writes T tokens from `slot` on."""
     zero = jnp.zeros((), jnp.int32)
-    return _write(buffer, new.swapaxes(1, 2), (zero, zero, slot, zero))
+    return _write(buffer, new.swapaxes(1, 2), (zero, zero, slot, zero), placement)
 
 
 def write_stacked(
-    buffer: Float[Array, "n B K S H"], new: Float[Array, "B T K H"], layer: Int[Array, ""], slot: Int[Array, ""]
+    buffer: Float[Array, "n B K S H"],
+    new: Float[Array, "B T K H"],
+    layer: Int[Array, ""],
+    slot: Int[Array, ""],
+    placement: Placement,
 ) -> Float[Array, "n B K S H"]:
     """Writes T tokens of one layer into the stacked buffer, which stays the carry of the layer scan: as scanned input
     and output it would be copied whole at every step."""
     zero = jnp.zeros((), jnp.int32)
-    return _write(buffer, new.swapaxes(1, 2)[None], (layer, zero, zero, slot, zero))
+    return _write(buffer, new.swapaxes(1, 2)[None], (layer, zero, zero, slot, zero), placement)
 
 
-def _write(buffer: Array, update: Array, start: tuple[Array, ...]) -> Array:
+def _write(buffer: Array, update: Array, start: tuple[Array, ...], placement: Placement) -> Array:
     """`dynamic_update_slice`, in place on every backend.
 
     XLA:CPU has no bfloat16 form of it and would take the whole buffer to float32 and back. As integers the bits just
-    move.
+    move. XLA:TPU, left to itself, keeps the buffer inside a loop in the order that suits the write of one slot (slots
+    outermost): it then copies the whole cache in and out of the loop, and every layer's part of it once more for the
+    products of attention.
     """
-    update = update.astype(buffer.dtype)
-    if buffer.dtype != jnp.bfloat16 or target_platform() != "cpu":
+    update, platform = update.astype(buffer.dtype), target_platform()
+    if platform == "tpu":
+        written = jax.lax.dynamic_update_slice(buffer, update, start)
+        return row_major(written, buffer_axes(buffer.ndim), placement.rules)
+    if buffer.dtype != jnp.bfloat16 or platform != "cpu":
         return jax.lax.dynamic_update_slice(buffer, update, start)
     bits = jax.lax.bitcast_convert_type(buffer, jnp.uint16)
     bits = jax.lax.dynamic_update_slice(bits, jax.lax.bitcast_convert_type(update, jnp.uint16), start)

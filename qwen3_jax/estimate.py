@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.flops import Mode, experts_met
 from qwen3_jax.params import global_specs, layer_specs
+from sharding import DEFAULT_RULES, MESH_AXES, Rules, axes_of
 
 _WIDE, _NARROW = 4, 2  # bytes of float32 and bfloat16
 _LOSS_CHUNK = 2048  # tokens of a device whose logits exist at once while training
@@ -54,8 +55,8 @@ class Shards:
     """Sizes of a mesh, and what follows from them for one model and batch.
 
     Attributes:
-      waiting: devices over which a dense weight is split while it waits.
       rows, tokens: of one device.
+      waiting_axes: mesh axes over which a dense weight is split while it waits, and waiting: their devices.
     """
 
     data: int
@@ -65,28 +66,35 @@ class Shards:
     tensor: int
     rows: float
     tokens: float
-
-    @property
-    def waiting(self) -> int:
-        return self.fsdp * self.expert
+    waiting_axes: tuple[str, ...]
+    waiting: int
 
 
-def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int) -> Shards:
+def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int, rules: Rules) -> Shards:
     """From the sizes of a mesh's axes."""
     rows = batch_size / (sizes["data"] * sizes["fsdp"] * sizes["expert"])
-    axes = (sizes["data"], sizes["fsdp"], sizes["expert"], sizes["context"], sizes["tensor"])
-    return Shards(*axes, rows, rows * tokens_a_row / sizes["context"])
+    waiting = axes_of("embed", rules)
+    ways = math.prod(sizes[axis] for axis in waiting)
+    return Shards(*(sizes[axis] for axis in MESH_AXES), rows, rows * tokens_a_row / sizes["context"], waiting, ways)
 
 
 def estimate(
-    config: ModelConfig, sizes: Mapping[str, int], mode: Mode, sequence_length: int, batch_size: int
+    config: ModelConfig,
+    sizes: Mapping[str, int],
+    mode: Mode,
+    sequence_length: int,
+    batch_size: int,
+    rules: Rules = DEFAULT_RULES,
 ) -> Estimate:
-    """In:  qwen3-0.6b on fsdp=8, training     Out: parameters of 596 million / 8 * 4 bytes, ..."""
+    """In:  qwen3-0.6b on fsdp=8, training     Out: parameters of 596 million / 8 * 4 bytes, ...
+
+    Of `rules` it knows what `embed` says: over which axes dense weights wait.
+    """
     if mode == "train":
-        return _train(config, shards(sizes, batch_size, sequence_length))
+        return _train(config, shards(sizes, batch_size, sequence_length, rules))
     chunk = min(sequence_length, _PREFILL_CHUNK) if mode == "prefill" else 1
     calls = -(-sequence_length // chunk) if mode == "prefill" else 1
-    return _infer(config, shards(sizes, batch_size, chunk), sequence_length, calls)
+    return _infer(config, shards(sizes, batch_size, chunk, rules), sequence_length, calls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +141,10 @@ def _used(config: ModelConfig, s: Shards, sparse: bool) -> float:
 
 def _weights(config: ModelConfig, s: Shards, gathers: int, scatters: int, add: "_Adder") -> None:
     """Gathering of weights and, where they are trained, scattering of gradients."""
-    waiting = ("fsdp", "expert")
     for sparse, length in config.segments:
         dense, experts = _layer(config, sparse)
         for size, axes, ways in (
-            (dense / s.tensor, waiting, s.waiting),
+            (dense / s.tensor, s.waiting_axes, s.waiting),
             (experts / (s.expert * s.tensor), ("fsdp",), s.fsdp),
         ):
             moved = length * size * _NARROW * (ways - 1) / ways
@@ -181,8 +188,8 @@ def _train(config: ModelConfig, s: Shards) -> Estimate:
     _between_layers(config, s, passes=3, exchanges=5, add=add)
     head = config.vocab_size * config.hidden_size / s.tensor
     moved = head * _NARROW * (s.waiting - 1) / s.waiting
-    add("all-gather", ("fsdp", "expert"), moved)
-    add("reduce-scatter", ("fsdp", "expert"), moved)
+    add("all-gather", s.waiting_axes, moved)
+    add("reduce-scatter", s.waiting_axes, moved)
     stored = _stored(config, s)
     hidden = s.tokens * config.hidden_size
     layers = config.num_hidden_layers
@@ -237,7 +244,7 @@ def _infer(config: ModelConfig, s: Shards, sequence_length: int, calls: int) -> 
     _weights(config, s, gathers=1, scatters=0, add=add)
     _between_layers(config, s, passes=1, exchanges=2, add=add)
     head = config.vocab_size * config.hidden_size / s.tensor
-    add("all-gather", ("fsdp", "expert"), head * _NARROW * (s.waiting - 1) / s.waiting)
+    add("all-gather", s.waiting_axes, head * _NARROW * (s.waiting - 1) / s.waiting)
     # A row is sampled where it lives, from all of its logits.
     logits = s.rows * config.vocab_size * _WIDE
     add("all-gather", ("tensor",), logits * (s.tensor - 1) / s.tensor)

@@ -121,12 +121,14 @@ class DecoderLayer(nn.Module):
             layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
             attended = attention(q, layer_keys, layer_values, ctx.mask)
         elif index is not None:
-            keys, values = write_stacked(keys, k, index, ctx.slot), write_stacked(values, v, index, ctx.slot)
+            keys = write_stacked(keys, k, index, ctx.slot, self.placement)
+            values = write_stacked(values, v, index, ctx.slot, self.placement)
             layer_keys = jax.lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
             layer_values = jax.lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
             attended = attention(q, layer_keys, layer_values, ctx.mask)
         else:
-            keys, values = write_layer(keys, k, ctx.slot), write_layer(values, v, ctx.slot)
+            keys = write_layer(keys, k, ctx.slot, self.placement)
+            values = write_layer(values, v, ctx.slot, self.placement)
             attended = attention(q, keys, values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
         x = place(x + linear(attended, params["o_proj"]), "batch", "sequence", None)

@@ -54,7 +54,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     sizes = {str(name): int(size) for name, size in mesh.shape.items()}
     asked = (request.mode, request.sequence_length, request.batch_size)
     flops = step_flops(request.config, *asked)
-    analytic = estimate(request.config, sizes, *asked)
+    analytic = estimate(request.config, sizes, *asked, request.mesh.table)
     if outcome.fits:
         program = parse_program(outcome.text)
         found = communication(program, mesh)
@@ -74,6 +74,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
         "num_slices": topology.slices,
         "chips": topology.chips,
         "mesh": sizes,
+        "rules": dict(request.mesh.rules),
         "sequence_length": request.sequence_length,
         "batch_size": request.batch_size,
         "fits": outcome.fits,
@@ -101,9 +102,14 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     return plan
 
 
-def mesh_text(sizes: Mapping[str, int]) -> str:
-    """In: {"data": 1, "fsdp": 8, "tensor": 2}     Out: "fsdp=8,tensor=2" """
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "data=1"
+def mesh_text(sizes: Mapping[str, int], rules: Mapping[str, Any] | None = None) -> str:
+    """As `sharding.parse_mesh` takes it.
+
+    In: {"data": 1, "expert": 8, "tensor": 2}, {"embed": None}     Out: "expert=8,tensor=2,rules.embed=null"
+    """
+    parts = [f"{axis}={size}" for axis, size in sizes.items() if size > 1] or ["data=1"]
+    entries = {name: "null" if entry is None else entry for name, entry in (rules or {}).items()}
+    return ",".join([*parts, *(f"rules.{name}={entry}" for name, entry in entries.items())])
 
 
 def _bounds(request: Request, bound: Bound, flops: Any, topology: Topology) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sharding.constrain import mesh_of as mesh_of
 from sharding.constrain import mesh_size as mesh_size
 from sharding.constrain import named_sharding as named_sharding
 from sharding.constrain import replicate as replicate
+from sharding.constrain import row_major as row_major
 from sharding.constrain import under_mesh as under_mesh
 from sharding.mesh import MeshConfig as MeshConfig
 from sharding.mesh import as_auto as as_auto

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -48,6 +49,22 @@ def constrain(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES
     if current_mesh() is None or _manual():
         return x
     return jax.lax.with_sharding_constraint(x, logical_to_spec(axes, rules))
+
+
+def row_major(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Array:
+    """`x`, kept in memory in the order of its dimensions (the last one contiguous) where the compiler would choose
+    another order, and laid out on the current mesh by its logical axes.
+
+    The constraint is said of each device's part: of the whole array, the partitioner would gather it first.
+    """
+
+    def pin(part: Array) -> Array:
+        return with_layout_constraint(part, Layout(tuple(range(part.ndim))))
+
+    if current_mesh() is None or _manual():
+        return pin(x)
+    layout = logical_to_spec(axes, rules)
+    return jax.shard_map(pin, in_specs=layout, out_specs=layout, check_vma=False)(x)
 
 
 def gather_weight(w: Array, axes: Sequence[str], rules: Rules = DEFAULT_RULES) -> Array:

@@ -127,7 +127,8 @@ def make_mesh(
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """From `fsdp=8,tensor=2`, or from a YAML file that holds the fields of `MeshConfig`.
+    """From `fsdp=8,tensor=2`, or from a YAML file that holds the fields of `MeshConfig`. Rules are written as in
+    `expert=8,rules.embed=null`.
 
     Raises:
       FileNotFoundError: it is neither.
@@ -142,7 +143,9 @@ def parse_mesh(text: str) -> MeshConfig:
             raise ValueError(f"{text} must hold a mapping, got {type(values).__name__}: correct the file")
         return mesh_config(values)
     pairs = dict(part.partition("=")[::2] for part in text.split(",") if part)
-    return mesh_config({key.strip(): yaml.safe_load(value) for key, value in pairs.items()})
+    fields: dict[str, Any] = {key.strip(): yaml.safe_load(value) for key, value in pairs.items()}
+    rules = {key.removeprefix("rules."): fields.pop(key) for key in list(fields) if key.startswith("rules.")}
+    return mesh_config(fields | ({"rules": rules} if rules else {}))
 
 
 def mesh_config(values: Mapping[str, Any]) -> MeshConfig:

@@ -28,7 +28,11 @@ def parser() -> Parser:
     result.add_argument(
         "--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint"
     )
-    result.add_argument("--mesh", metavar="SIZES", help="fsdp=32,expert=8 or a YAML file; the product is all devices")
+    result.add_argument(
+        "--mesh",
+        metavar="SIZES",
+        help="fsdp=32,expert=8, a YAML file, or one of configs/mesh; the product is all devices",
+    )
     result.add_argument("--topology", metavar="CHIP:SHAPE", help="v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4, v4:4x4x4")
     result.add_argument("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
     result.add_argument("--mode", metavar="MODE", help="train, prefill or decode")
@@ -69,13 +73,13 @@ def _plan(args: argparse.Namespace, mesh_text: str) -> dict[str, Any]:
     import dataclasses
 
     from infer.plan import plan_decode, plan_prefill
+    from qwen3_jax.cli.options import read_mesh
     from qwen3_jax.plans import Request, describe
-    from sharding import parse_mesh
     from sharding.topology import parse_topology, topology_devices
     from train.plan import plan_train
 
     topology = parse_topology(args.topology, args.num_slices)
-    mesh_config = parse_mesh(mesh_text)
+    mesh_config = read_mesh(mesh_text)
     if args.num_slices > 1:
         mesh_config = dataclasses.replace(mesh_config, slices=args.num_slices)
     mesh_config.resolve(topology.num_devices)
@@ -146,7 +150,7 @@ def _show(plan: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     title = (
         f"{plan['model']} {plan['mode']} on {plan['num_slices']} x {plan['topology']} ({plan['chips']} chips), mesh "
-        f"{mesh_text(plan['mesh'])}, sequence {plan['sequence_length']}, batch {plan['batch_size']}"
+        f"{mesh_text(plan['mesh'], plan['rules'])}, sequence {plan['sequence_length']}, batch {plan['batch_size']}"
     )
     console.print(Text(title, style="bold"), soft_wrap=True)
     for label, text in _lines(plan):

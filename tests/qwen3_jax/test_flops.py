@@ -15,6 +15,7 @@ from qwen3_jax.flops import (
 from qwen3_jax.mesh_search import legal_meshes
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.params import num_parameters
+from sharding import DEFAULT_RULES
 from tests import tiny
 
 HYBRID = ["0.6b", "1.7b", "4b", "8b", "14b", "32b", "30b-a3b", "235b-a22b"]
@@ -115,6 +116,18 @@ def test_the_cache_of_a_decoding_step():
     assert found.cache == 2 * 64 * 8 * 131072 * 128 * 2  # one of the 8 heads, 8 rows
     spread = estimate(load_model_config("qwen3-235b-a22b"), ONE | {"tensor": 8}, "decode", 1024, 8)
     assert spread.cache == 2 * 94 * 8 * 1024 * 128 * 2  # each of the 4 heads on two devices
+
+
+def test_whole_dense_weights_are_held_and_not_gathered():
+    config, sizes = load_model_config("qwen3-235b-a22b"), ONE | {"expert": 8, "tensor": 8}
+    split = estimate(config, sizes, "decode", 1024, 8)
+    whole = estimate(config, sizes, "decode", 1024, 8, DEFAULT_RULES.override({"embed": None}))
+    dense = num_parameters(config) - 94 * 3 * 128 * 1536 * 4096 - config.hidden_size
+    assert whole.parameters - split.parameters == pytest.approx(2 * dense / 8 * 7 / 8, rel=1e-6)
+    gathered = {key: size for key, size in split.communication.items() if key not in whole.communication}
+    assert list(gathered) == [("all-gather", ("fsdp", "expert"))]
+    table = 151936 * 4096  # the embedding is looked up where it lies, the head is gathered
+    assert sum(gathered.values()) == pytest.approx(2 * (dense - table) / 8 * 7 / 8, rel=1e-6)
 
 
 def test_legal_meshes_divide_model_and_batch():

@@ -45,6 +45,8 @@ def test_slices_lie_along_their_axis_only():
 
 def test_from_text_and_from_a_file(tmp_path):
     assert parse_mesh("fsdp=8,tensor=2") == MeshConfig(fsdp=8, tensor=2)
+    whole = parse_mesh("expert=8,rules.embed=null,rules.vocab=fsdp")
+    assert whole == MeshConfig(expert=8, rules={"embed": None, "vocab": "fsdp"})
     path = tmp_path / "mesh.yaml"
     path.write_text("fsdp: -1\nrules:\n  embed: fsdp\n")
     config = parse_mesh(str(path))
@@ -58,6 +60,7 @@ def test_from_text_and_from_a_file(tmp_path):
     [
         ("fdsp=8", ValueError, "a mesh has the fields .* got 'fdsp'"),
         ("fsdp=many", ValueError, "'fsdp' must be a positive size or -1, got 'many'"),
+        ("fsdp=8,rules.embedd=null", ValueError, "got 'embedd': did you mean 'embed'"),
         ("nowhere.yaml", FileNotFoundError, "must be a YAML file or sizes such as"),
     ],
 )

@@ -13,7 +13,7 @@ from qwen3_jax.flops import step_flops
 from qwen3_jax.mesh_search import nearest_that_fits
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.plans import Request, describe, mesh_text
-from sharding import MeshConfig, make_mesh
+from sharding import MeshConfig, make_mesh, parse_mesh
 from sharding.ahead import Buffer, Outcome, abstract, compile_ahead, local_bytes
 from sharding.topology import Topology, parse_topology
 
@@ -140,6 +140,9 @@ def test_bounds():
 def test_a_mesh_as_it_is_written():
     assert mesh_text({"data": 1, "fsdp": 8, "expert": 1, "context": 1, "tensor": 2}) == "fsdp=8,tensor=2"
     assert mesh_text({"data": 1, "fsdp": 1}) == "data=1"
+    text = mesh_text({"expert": 8}, {"embed": None, "vocab": "fsdp"})
+    assert text == "expert=8,rules.embed=null,rules.vocab=fsdp"
+    assert parse_mesh(text) == MeshConfig(expert=8, rules={"embed": None, "vocab": "fsdp"})
 
 
 def test_abstract_arrays_keep_their_shapes():

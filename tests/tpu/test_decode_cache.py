@@ -1,0 +1,46 @@
+"""The decode loop on TPU holds the cache once: temporary memory of the compiled loop stays below a tenth of it."""
+
+import math
+
+import pytest
+
+from infer.plan import plan_decode
+from qwen3_jax.cache import buffer_axes
+from qwen3_jax.placement import place
+from sharding import DEFAULT_RULES, MeshConfig, named_sharding
+from sharding.topology import parse_topology, topology_devices
+from tests.tiny import dense_config
+
+SLICES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}  # eight chips each
+# Key-value heads and a mesh: heads of their own on each device of `tensor`; 4 heads on 8 devices, two copies of each.
+CASES = {"split": (8, {"data": 2, "tensor": 4}), "copied": (4, {"tensor": 8})}
+LAYERS, ROWS, SLOTS, HEAD_DIM = 3, 8, 8192, 128
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chip", SLICES)
+def test_the_loop_copies_no_cache(chip, case):
+    kv_heads, sizes = CASES[case]
+    config = dense_config(
+        num_hidden_layers=LAYERS,
+        hidden_size=512,
+        intermediate_size=512,
+        num_attention_heads=16,
+        num_key_value_heads=kv_heads,
+        head_dim=HEAD_DIM,
+        vocab_size=1024,
+    )
+    mesh = MeshConfig(**sizes).build(topology_devices(parse_topology(SLICES[chip])))
+    outcome, held = plan_decode(config, mesh, DEFAULT_RULES, SLOTS, ROWS)
+    assert outcome.fits
+    placement = place(config, mesh)
+    assert placement.kv_repeats == (2 if case == "copied" else 1)
+    whole = (LAYERS, ROWS, kv_heads * placement.kv_repeats, SLOTS, HEAD_DIM)
+    part = named_sharding(mesh, buffer_axes(5), placement.rules).shard_shape(whole)
+    assert held["cache"] == pytest.approx(2 * 2 * math.prod(part), rel=0.001)  # and a mark a slot
+    assert held["cache"] > 10 * held["parameters"]
+    assert outcome.peak_bytes - sum(held.values()) < 0.1 * held["cache"]
+    # As the arguments of the program, so inside of its loops: the last dimension contiguous, the first outermost.
+    shape = f"bf16[{','.join(map(str, part))}]"
+    assert shape + "{4,3,2,1,0:" in outcome.text
+    assert outcome.text.count(shape + "{") == outcome.text.count(shape + "{4,3,2,1,0:")
