@@ -34,9 +34,10 @@ def write() -> None:
     lines = [
         "# Plans: what each model needs on GPUs",
         "",
-        "Every row is the project's own program, compiled for the GPUs by XLA's CUDA compiler on a machine without one:",
-        "**nothing was run on a GPU**, and nothing here is a measurement. Memory is what the compiler reports, bytes sent",
-        "are counted in the compiled program, FLOPs are computed, and the times are least times at the published peaks",
+        "Every row is the project's own program, compiled for the GPUs by XLA's CUDA compiler on a machine without one:"
+        " **nothing",
+        "was run on a GPU**, and nothing here is a measurement. Memory is what the compiler reports, bytes sent are",
+        "counted in the compiled program, FLOPs are computed, and the times are least times at the published peaks",
         "of `sharding/chips.py`, as in [plans.md](plans.md). Attention of the training step is XLA's, which holds the",
         "scores of a layer; a GPU that runs it takes cuDNN's, which can not be compiled without cuDNN. Experts run in",
         "the project's Triton kernel.",

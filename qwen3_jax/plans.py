@@ -117,8 +117,8 @@ def notes(topology: Topology, mode: Mode, peak: int = 0) -> list[str]:
         )
     if peak > _PREALLOCATED * topology.chip.hbm_bytes:
         found.append(
-            f"JAX takes {_PREALLOCATED:.0%} of a GPU's memory unless told otherwise: set XLA_PYTHON_CLIENT_MEM_FRACTION "
-            f"to {peak / topology.chip.hbm_bytes:.2f} or more"
+            f"JAX takes {_PREALLOCATED:.0%} of a GPU's memory unless it is told more: set "
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION to {peak / topology.chip.hbm_bytes:.2f} or more"
         )
     return found
 

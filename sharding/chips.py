@@ -6,8 +6,8 @@ Sources (all read 2026-11):
         jax-ml.github.io/scaling-book/tpus ("TPU specs"), whose links are what is reached, a tenth below the nominal.
         The chip-local link of tpu7x (six times one ICI link of a direction): docs.cloud.google.com/tpu/docs/tpu7x.
   GPU   NVIDIA's data sheets of the SXM boards: dense bf16 (half of what is printed "with sparsity"), HBM bandwidth, and
-        half of the NVLink bandwidth, which is printed for both ways. Memory: what the driver reports, which is a little
-        less than the nominal 80, 141 and 180 GiB (the descriptions in openxla/xla, xla/backends/gpu/target_config/specs).
+        half of the NVLink bandwidth, which is printed for both ways. Memory: what the driver reports, less than
+        the nominal 80, 141 and 180 GiB (descriptions in openxla/xla, xla/backends/gpu/target_config/specs).
         Network: one card a GPU as in NVIDIA's DGX A100 (200 Gbit/s), H100, H200 and B200 (400 Gbit/s).
 """
 

@@ -11,8 +11,8 @@ _FINALISTS = 3  # meshes that --search compiles
 
 _EPILOG = """\
 The project's own program (training step, prefill or decode loop) is compiled for chips that are not here, on any Linux
-machine: for TPUs by pip install 'qwen3-jax[tpu-plan]', for GPUs by 'qwen3-jax[gpu-plan]' (in an environment of its own).
-It takes 20 seconds to 5 minutes. A program that does not fit is an answer, not an error. Bytes are per chip and step;
+machine: for TPUs by pip install 'qwen3-jax[tpu-plan]', for GPUs by 'qwen3-jax[gpu-plan]' in a separate environment. It
+takes 20 seconds to 5 minutes. A program that does not fit is an answer, not an error. Bytes are per chip and step;
 FLOPs are of all chips.
 
 examples:
@@ -34,7 +34,7 @@ def parser() -> Parser:
     result.add_argument(
         "--topology",
         metavar="CHIP:SHAPE",
-        help="a TPU slice (v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4), or hosts x GPUs (a100:1x8, h100:4x8, h200, b200)",
+        help="v4:4x4x4, v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4; a100, h100, h200, b200 as hosts x GPUs: h100:4x8",
     )
     result.add_argument("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
     result.add_argument("--mode", metavar="MODE", help="train, prefill or decode")
