@@ -1,6 +1,7 @@
 # make demo      the main job on the embedded pocket model
 # make test      the whole test suite, without what needs libtpu
 # make test-tpu  programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
+# make test-gpu-plan  programs compiled for GPUs that are not here; downloads XLA's CUDA compiler (220 MB) the first time
 # make check     what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
 
@@ -9,19 +10,24 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 
 VENV := .venv
+GPU_VENV := .venv-gpu-plan
+SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 RUN := $(VENV)/bin/python
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-tpu check format lint types fix clean
+.PHONY: demo test test-tpu test-gpu-plan check format lint types fix clean
 
 demo: $(VENV)/.installed
 	@$(RUN) -m qwen3_jax.cli demo
 
 test: $(VENV)/.installed-dev
-	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile --ignore tests/tpu
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile --ignore tests/tpu --ignore tests/gpu
 
 test-tpu: $(VENV)/.installed-tpu-plan
 	@$(RUN) -m pytest tests/tpu
+
+test-gpu-plan: $(GPU_VENV)/.installed
+	@$(GPU_VENV)/bin/python -m pytest tests/gpu
 
 check: format lint types
 
@@ -61,6 +67,15 @@ $(VENV)/.installed-tpu-plan: $(VENV)/.installed-dev
 	@$(PIP) --no-build-isolation --editable '.[dev,tpu-plan]'
 	@touch $@
 
+# Sees the packages of $(VENV), where the CUDA plugin would have JAX look for a GPU in everything that runs.
+$(GPU_VENV)/.installed: $(VENV)/.installed-dev
+	@echo "installing XLA's CUDA compiler (once)"
+	@$(RUN) -m venv --without-pip $(GPU_VENV)
+	@$(RUN) -c $(SITE) > "$$($(GPU_VENV)/bin/python -c $(SITE))/shared.pth"
+	@PYTHONWARNINGS=ignore $(RUN) -m pip --python $(GPU_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-deps jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

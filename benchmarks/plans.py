@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, table
@@ -69,11 +70,11 @@ ROWS = [
 WEAK = [row for row in ROWS if "qwen3-8b" in row and "v5p" in row and "train" in row and "expert" not in row]
 
 
-def run(limit_seconds: float, per_plan_seconds: float) -> None:
-    """Compiles what is missing until the time is up."""
+def run(rows: Sequence[str], kept: Path, limit_seconds: float, per_plan_seconds: float) -> None:
+    """Compiles what is missing in the file `kept` until the time is up."""
     began = time.monotonic()
-    for row in ROWS:
-        if row in load() or time.monotonic() - began > limit_seconds:
+    for row in rows:
+        if row in load(kept) or time.monotonic() - began > limit_seconds:
             continue
         words = [sys.executable, "-m", "qwen3_jax.cli", *row.split()[1:], "--json"]
         try:
@@ -84,23 +85,23 @@ def run(limit_seconds: float, per_plan_seconds: float) -> None:
         if done.returncode:
             print(f"{row}\n    {done.stderr.strip()[-300:]}", flush=True)
             continue
-        plans = load()
+        plans = load(kept)
         plans[row] = json.loads(done.stdout)
-        PLANS.write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
+        kept.write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
         print(f"{plans[row]['compile_seconds']:6.1f} s  {row}", flush=True)
 
 
-def load() -> dict[str, Any]:
+def load(kept: Path) -> dict[str, Any]:
     """What was compiled so far, by command."""
-    return json.loads(PLANS.read_text(encoding="utf-8")) if PLANS.exists() else {}
+    return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
 
 
-def memory_rows(plans: dict[str, Any], mode: str) -> list[Sequence[str]]:
+def memory_rows(commands: Sequence[str], plans: dict[str, Any], mode: str) -> list[Sequence[str]]:
     """One row a plan: where it runs, what it holds, what bounds it."""
     from qwen3_jax.plans import mesh_text
 
     rows: list[Sequence[str]] = []
-    for row in (row for row in ROWS if row in plans and plans[row]["mode"] == mode):
+    for row in (row for row in commands if row in plans and plans[row]["mode"] == mode):
         plan = plans[row]
         memory = plan["memory"]
         state = memory.get("optimizer", memory.get("cache", 0))
@@ -130,10 +131,10 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def traffic_rows(plans: dict[str, Any]) -> list[Sequence[str]]:
+def traffic_rows(commands: Sequence[str], plans: dict[str, Any]) -> list[Sequence[str]]:
     """Compiled bytes by kind against the analytic model's total."""
     rows: list[Sequence[str]] = []
-    for row in (row for row in ROWS if row in plans and plans[row]["fits"]):
+    for row in (row for row in commands if row in plans and plans[row]["fits"]):
         plan = plans[row]
         sent = plan["communication_bytes"]
         kinds = ("all-gather", "reduce-scatter", "all-to-all", "all-reduce", "collective-permute")
@@ -203,7 +204,7 @@ def plot(plans: dict[str, Any]) -> None:
 
 def write() -> None:
     """The page and the plot."""
-    plans = load()
+    plans = load(PLANS)
     header = ["model", "slice (chips)", "mesh", "batch x length", "parameters"]
     rest = ["activations", "peak of HBM, GiB", "ms: compute / memory / network", "bound", "allows"]
     weak = sorted((plans[row] for row in WEAK if row in plans), key=lambda plan: plan["chips"])
@@ -220,7 +221,7 @@ def write() -> None:
         "",
         "float32 parameters and AdamW, bfloat16 compute, stacked layers, every layer rematerialised; GiB per chip.",
         "",
-        *table([*header, "optimizer", *rest], memory_rows(plans, "train")),
+        *table([*header, "optimizer", *rest], memory_rows(ROWS, plans, "train")),
         "",
         *known_point(plans),
         "## Decoding",
@@ -229,10 +230,10 @@ def write() -> None:
         "activations is a second copy of the cache: inside the loop the compiler lays it out with the batch beside the",
         "head dimension, and copies it there and back around the loop (a finding, not yet mended).",
         "",
-        *table([*header, "cache", *rest], memory_rows(plans, "decode")),
+        *table([*header, "cache", *rest], memory_rows(ROWS, plans, "decode")),
         "",
     ]
-    prefill = memory_rows(plans, "prefill")
+    prefill = memory_rows(ROWS, plans, "prefill")
     if prefill:
         lines += ["## Prefill", "", *table([*header, "cache", *rest], prefill), ""]
     lines += [
@@ -256,7 +257,7 @@ def write() -> None:
                 "model",
                 "peak / model",
             ],
-            traffic_rows(plans),
+            traffic_rows(ROWS, plans),
         ),
         "",
     ]
@@ -286,16 +287,21 @@ def write() -> None:
     plot(plans)
 
 
-def main() -> None:
-    """Compiles, writes, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no plan after so many seconds")
     parser.add_argument("--per-plan-seconds", type=float, default=3600)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compiles, writes, or both."""
+    args = arguments(__doc__)
     if args.run:
-        run(args.seconds, args.per_plan_seconds)
+        run(ROWS, PLANS, args.seconds, args.per_plan_seconds)
     if args.write:
         write()
 

@@ -20,6 +20,8 @@ from flax import struct
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
+from sharding import target_platform
+
 TIERS = (80, 4096)  # 80 leaves top_k = 64 some room for ties
 TIER_GAIN = 16  # a tier is worth having when the vocabulary is this many times larger
 BLOCK = 64  # the best n logits lie in the n blocks with the best maxima
@@ -228,8 +230,13 @@ def _blocks(x: Array) -> Array:
 
 
 def _top_k(x: Array, size: int) -> tuple[Array, Array]:
-    """`lax.top_k` (the lower index first among equals), kept apart from its users: XLA:CPU sorts all of x otherwise."""
-    values, at = lax.optimization_barrier(lax.top_k(x, size))
+    """`lax.top_k` (the lower index first among equals), kept apart from its users: XLA:CPU sorts all of x otherwise.
+
+    Not on GPU: XLA's CUDA compiler aborts the process at a barrier behind a top_k that it takes apart.
+    """
+    values, at = lax.top_k(x, size)
+    if target_platform() != "gpu":
+        values, at = lax.optimization_barrier((values, at))
     return values, at
 
 

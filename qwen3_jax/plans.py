@@ -17,6 +17,8 @@ from sharding.hlo import parse_program
 from sharding.topology import Topology
 from sharding.traffic import Collective, communication
 
+_PREALLOCATED = 0.75  # of a GPU's memory, JAX's default
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -46,16 +48,16 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     Returns:
       `fits`, `peak_bytes_per_chip`, `hbm_bytes_per_chip`, `memory` (per chip), `communication_bytes` (received per chip
       and step, by kind), `communication` (by kind and axes, with how often), `flops_per_step` and
-      `hardware_flops_per_step` (of all chips), `seconds`, `bound`, `mfu_bound`, `tokens_per_second_bound` and what was
-      asked. Where it does not fit, bytes sent and the bound are those of the analytic model, and `largest_buffers` and
-      `nearest_mesh` say what to do.
+      `hardware_flops_per_step` (of all chips), `seconds`, `bound`, `mfu_bound`, `tokens_per_second_bound`, `notes` and
+      what was asked. Where it does not fit, `largest_buffers` and `nearest_mesh` say what to do, and where there is no
+      program bytes sent and the bound are those of the analytic model.
     """
     topology, devices = request.topology, request.topology.chip.devices
     sizes = {str(name): int(size) for name, size in mesh.shape.items()}
     asked = (request.mode, request.sequence_length, request.batch_size)
     flops = step_flops(request.config, *asked)
     analytic = estimate(request.config, sizes, *asked, request.mesh.table)
-    if outcome.fits:
+    if outcome.text:
         program = parse_program(outcome.text)
         found = communication(program, mesh)
         network = calls * compiled_network_seconds(found, topology, mesh)
@@ -65,6 +67,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
         sent, source = _estimated(analytic.communication, sizes, devices), "estimated"
     bound = bound_of(flops, analytic, network, topology)
     peak = (outcome.peak_bytes if outcome.peak_bytes is not None else analytic.peak) * devices
+    fits = outcome.fits and peak <= topology.chip.hbm_bytes  # the CUDA compiler does not refuse what is too large
     memory = {name: size * devices for name, size in held.items()}
     memory["activations"] = max(peak - sum(memory.values()), 0)
     plan: dict[str, Any] = {
@@ -77,7 +80,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
         "rules": dict(request.mesh.rules),
         "sequence_length": request.sequence_length,
         "batch_size": request.batch_size,
-        "fits": outcome.fits,
+        "fits": fits,
         "peak_bytes_per_chip": peak,
         "hbm_bytes_per_chip": topology.chip.hbm_bytes,
         "memory": memory,
@@ -94,12 +97,31 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
             "hbm_traffic_bytes_per_chip": analytic.hbm_traffic * devices,
         },
         "compile_seconds": round(outcome.seconds, 1),
+        "notes": notes(request.topology, request.mode, peak) if fits else notes(request.topology, request.mode),
     }
-    if not outcome.fits:
+    if not fits:
         plan["largest_buffers"] = _largest(outcome, memory, plan["estimate"]["parts"])
         nearest = nearest_that_fits(request.config, topology, sizes, *asked)
         plan["nearest_mesh"] = nearest
     return plan
+
+
+def notes(topology: Topology, mode: Mode, peak: int = 0) -> list[str]:
+    """In what the compiled program differs from the one that runs there; empty for TPUs."""
+    if topology.chip.torus:
+        return []
+    found = ["compiled without a GPU, on which kernels are tuned: the choice of kernels, not the program, may differ"]
+    if mode == "train":
+        found.append(
+            "attention is XLA's, which holds a layer's scores: cuDNN's, which a GPU takes and which holds none, can "
+            "not be compiled without cuDNN"
+        )
+    if peak > _PREALLOCATED * topology.chip.hbm_bytes:
+        found.append(
+            f"JAX takes {_PREALLOCATED:.0%} of a GPU's memory unless it is told more: set "
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION to {peak / topology.chip.hbm_bytes:.2f} or more"
+        )
+    return found
 
 
 def mesh_text(sizes: Mapping[str, int], rules: Mapping[str, Any] | None = None) -> str:

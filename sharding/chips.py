@@ -5,7 +5,10 @@ Sources (all read 2026-11):
         (ICI, both ways) and data-centre (DCN) bandwidth per chip. One-way bandwidth of a link and DCN of v4 and v5e:
         jax-ml.github.io/scaling-book/tpus ("TPU specs"), whose links are what is reached, a tenth below the nominal.
         The chip-local link of tpu7x (six times one ICI link of a direction): docs.cloud.google.com/tpu/docs/tpu7x.
-  GPU   NVIDIA's data sheets of the SXM boards (dense bf16, without sparsity); one 400 Gbit/s network card a GPU.
+  GPU   NVIDIA's data sheets of the SXM boards: dense bf16 (half of what is printed "with sparsity"), HBM bandwidth, and
+        half of the NVLink bandwidth, which is printed for both ways. Memory: what the driver reports, less than
+        the nominal 80, 141 and 180 GiB (descriptions in openxla/xla, xla/backends/gpu/target_config/specs).
+        Network: one card a GPU as in NVIDIA's DGX A100 (200 Gbit/s), H100, H200 and B200 (400 Gbit/s).
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ class Chip:
 
     Attributes:
       flops: bf16 operations a second at the peak.
-      hbm_bytes: memory; the compiler keeps some for itself (15.75 of 16 GiB are left on v5e).
+      hbm_bytes: memory; the TPU compiler keeps some for itself (15.75 of 16 GiB are left on v5e).
       hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second of one network link in one direction.
       torus: dimensions of the torus the links make; 0 for a switch, to which `link_bandwidth` is the whole connection.
@@ -56,16 +59,16 @@ def _tpu(
     )
 
 
-def _gpu(name: str, tflops: float, gb: float, hbm: float) -> Chip:
+def _gpu(name: str, tflops: float, memory: int, hbm: float, link: float, network: float) -> Chip:
     return Chip(
         name=name,
         flops=tflops * TERA,
-        hbm_bytes=int(gb * GB),
+        hbm_bytes=memory,
         hbm_bandwidth=hbm * GB,
-        link_bandwidth=450 * GB,
+        link_bandwidth=link * GB,
         torus=0,
         wrap=0,
-        dcn_bandwidth=50 * GB,
+        dcn_bandwidth=network * GB,
     )
 
 
@@ -77,9 +80,10 @@ CHIPS = {
         _tpu("v5p", 459, 95, 2765, 90, 3, 6.25),
         _tpu("v6e", 918, 32, 1638, 90, 2, 12.5),
         _tpu("tpu7x", 2307, 192, 7380, 90, 3, 12.5, devices=2),
-        _gpu("h100", 989.4, 80, 3350),
-        _gpu("h200", 989.4, 141, 4800),
-        _gpu("b200", 2250, 180, 7700),
+        _gpu("a100", 312, 85_100_068_864, 2039, 300, 25),
+        _gpu("h100", 989.4, 84_942_979_072, 3350, 450, 50),
+        _gpu("h200", 989.4, 151_397_597_184, 4800, 450, 50),
+        _gpu("b200", 2250, 191_514_411_008, 7700, 900, 50),
     )
 }
 

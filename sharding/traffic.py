@@ -175,12 +175,12 @@ def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
 
 def group_seconds(kind: str, moved: float, axes: Sequence[str], chip: Chip, mesh: Any) -> float:
     """The same for one run of `moved` bytes."""
+    if not chip.torus:
+        return _switched_seconds(kind, moved, _group_along(axes, mesh), chip)
     moved = moved * chip.devices
     extents = physical_extents(axes, chip, mesh)
     if extents is None:
         return moved / chip.dcn_bandwidth
-    if not chip.torus:
-        return moved / chip.link_bandwidth
     links = [2 if size % chip.wrap == 0 else 1 for size in extents]
     if not links:  # the two devices of one chip
         return moved / (6 * chip.link_bandwidth)
@@ -192,16 +192,44 @@ def group_seconds(kind: str, moved: float, axes: Sequence[str], chip: Chip, mesh
     return moved / (chip.link_bandwidth * sum(links))
 
 
+def _switched_seconds(kind: str, moved: float, group: Sequence[Any], chip: Chip) -> float:
+    """On hosts of GPUs: a switch joins those of a host, and each has a network card of its own to the other hosts.
+
+    What a whole host needs from the others comes to it once, by the cards of all GPUs of the group, and is handed on
+    inside: gathers, scatters and reductions. Rows of an all-to-all, and a permutation, are for one GPU each.
+
+    In:  an all-gather of which each of 16 GPUs on 2 hosts receives 15 parts
+    Out: the longer of 15 parts by NVLink, and 8 parts by the 8 network cards of a host
+    """
+    inside = moved / chip.link_bandwidth
+    hosts = len({device.process_index for device in group})
+    if hosts == 1 or len(group) == 1:
+        return inside
+    whole = moved * len(group) / (len(group) - 1)
+    if kind in ("collective-permute", "send", "collective-broadcast"):
+        between = moved
+    elif kind.endswith("all-to-all"):
+        between = whole * (hosts - 1) / hosts
+    else:
+        between = whole * (hosts - 1) / hosts / (len(group) / hosts)
+    return max(inside, between / chip.dcn_bandwidth)
+
+
+def _group_along(axes: Sequence[str], mesh: Any) -> list[Any]:
+    """Devices of the first group along these axes."""
+    index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
+    return list(np.asarray(mesh.devices, dtype=object)[index].flat)
+
+
 def physical_extents(axes: Sequence[str], chip: Chip, mesh: Any) -> list[int] | None:
-    """Sizes, in chips, of the torus dimensions that a group along these axes spans; None if it leaves the slice.
+    """Sizes, in TPU chips, of the torus dimensions that a group along these axes spans; None if it leaves the slice.
 
     In: ("tensor",) of a mesh whose tensor axis lies on 4 chips of one dimension     Out: [4]
     """
-    index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
-    group = list(np.asarray(mesh.devices, dtype=object)[index].flat)
+    group = _group_along(axes, mesh)
     if "slices" in axes or len({getattr(device, "slice_index", None) for device in group}) > 1:
         return None
     if not chip.torus or getattr(group[0], "coords", None) is None:
-        return [] if chip.torus else None if len(group) > 8 else []
+        return []
     places = np.array([device.coords for device in group])
     return [size for size in (len(set(column.tolist())) for column in places.T) if size > 1]

@@ -22,6 +22,8 @@ def plan_train(
 ) -> tuple[Outcome, dict[str, int]]:
     """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, rematerialised.
 
+    For GPUs attention is XLA's form: cuDNN's can be compiled only where cuDNN is.
+
     Args:
       batch_size: sequences of the global batch.
       changes: fields of `TrainConfig` that differ.
@@ -42,7 +44,8 @@ def plan_train(
         "steps": 1000,
     }
     train = TrainConfig(**(settings | changes))
-    model = make_model(train, mesh)
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    model = make_model(train, mesh).clone(attention_backend="xla" if on_gpu else "auto")
     state = abstract_state(model, train, mesh)
     layout = named_sharding(mesh, ("batch", "sequence"), model.placement.rules)
 

@@ -10,20 +10,22 @@ from qwen3_jax.cli.arguments import Parser, UsageError, whole_number
 _FINALISTS = 3  # meshes that --search compiles
 
 _EPILOG = """\
-The project's own program (training step, prefill or decode loop) is compiled for the slice by the TPU compiler, which
-runs on any Linux machine: pip install 'qwen3-jax[tpu-plan]'. It takes 20 seconds to 5 minutes. A program that does not
-fit is an answer, not an error. Bytes are per chip and step; FLOPs are of all chips.
+The project's own program (training step, prefill or decode loop) is compiled for chips that are not here, on any Linux
+machine: for TPUs by pip install 'qwen3-jax[tpu-plan]', for GPUs by 'qwen3-jax[gpu-plan]' in a separate environment. It
+takes 20 seconds to 5 minutes. A program that does not fit is an answer, not an error. Bytes are per chip and step;
+FLOPs are of all chips.
 
 examples:
   qwen3-jax plan --model qwen3-0.6b --mesh fsdp=8 --topology v5e:2x4 --mode train --sequence-length 4096 --batch-size 8
   qwen3-jax plan --model qwen3-32b --search --topology v5p:2x2x2 --mode decode --sequence-length 32768 --batch-size 8
+  qwen3-jax plan --model qwen3-8b --mesh fsdp=8 --topology h100:1x8 --mode train --sequence-length 4096 --batch-size 8
 """
 
 
 def parser() -> Parser:
     """The arguments of this command."""
     result = Parser(
-        "plan", "Says what a model needs on a TPU slice: memory, communication, FLOPs, and its bound.", _EPILOG
+        "plan", "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.", _EPILOG
     )
     result.add_argument(
         "--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint"
@@ -33,7 +35,11 @@ def parser() -> Parser:
         metavar="SIZES",
         help="fsdp=32,expert=8, a YAML file, or one of configs/mesh; the product is all devices",
     )
-    result.add_argument("--topology", metavar="CHIP:SHAPE", help="v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4, v4:4x4x4")
+    result.add_argument(
+        "--topology",
+        metavar="CHIP:SHAPE",
+        help="v4:4x4x4, v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4; a100, h100, h200, b200 as hosts x GPUs: h100:4x8",
+    )
     result.add_argument("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
     result.add_argument("--mode", metavar="MODE", help="train, prefill or decode")
     result.add_argument("--sequence-length", type=whole_number, metavar="N", help="of a row; decoding: of the cache")
@@ -190,6 +196,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{plan['tokens_per_second_bound']:,.0f} tokens/s",
     )
     yield "compiled in", f"{plan['compile_seconds']} s"
+    for note in plan["notes"]:
+        yield "note", note
 
 
 def _gib(size: float) -> str:

@@ -261,3 +261,17 @@ def test_the_uniform_numbers_are_below_one_and_fine_near_zero() -> None:
     assert u.max() < 1.0
     assert abs(u.mean() - 0.5) < 0.003
     assert len(np.unique(u[u < 2.0**-9] * 2.0**24 % 1)) > 10  # more bits than float32's usual 23
+
+
+def test_on_gpu_no_barrier_stands_behind_top_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA's CUDA compiler aborts the process there; elsewhere the barrier keeps XLA:CPU from sorting everything."""
+    x = jax.random.normal(jax.random.key(0), (2, 2048))
+
+    def program() -> str:
+        return str(jax.make_jaxpr(lambda x: best_logits(x, 80))(x))
+
+    expected = best_logits(x, 80)
+    assert "optimization_barrier" in program()
+    monkeypatch.setattr(sampling, "target_platform", lambda: "gpu")
+    assert "optimization_barrier" not in program()
+    jax.tree.map(np.testing.assert_array_equal, best_logits(x, 80), expected)

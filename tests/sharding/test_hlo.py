@@ -142,6 +142,90 @@ def test_what_the_tpu_compiler_writes(mesh):
     assert sent(program, mesh) == [("all-gather", ("tensor",), 2, 8 * 128 * 2, 5)]
 
 
+GPU_TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+FileNames
+1 "f.py"
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+
+%add (lhs: f32[], rhs: f32[]) -> f32[] {
+  %rhs = f32[] parameter(1)
+  %lhs = f32[] parameter(0)
+  ROOT %sum = f32[] add(%lhs, %rhs)
+}
+
+%next (i.2: s32[]) -> s32[] {
+  %i.2 = s32[] parameter(0)
+  %one = s32[] constant(1)
+  ROOT %plus = s32[] add(%i.2, %one)
+}
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[], bf16[8,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[8,128]{1,0} get-tuple-element(%p), index=1
+  %gather-start = (bf16[8,128]{1,0}, bf16[32,128]{1,0}) all-gather-start(%x), channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(f)/gather" stack_frame_id=5}, backend_config={"operation_queue_id":"0","collective_backend_config":{"is_sync":false,"is_pipelined":false}}
+  %work = bf16[8,128]{1,0} fusion(%x), kind=kLoop, calls=%multiply
+  %gather-done = bf16[32,128]{1,0} all-gather-done(%gather-start)
+  %half = bf16[32,64]{1,0} slice(%gather-done), slice={[0:32], [0:64]}
+  %scatter-start = ((bf16[32,128]{1,0}, bf16[32,64]{1,0}), (bf16[8,128]{1,0}, bf16[8,64]{1,0})) reduce-scatter-start(%gather-done, %half), channel_id=2, replica_groups={{0,2,4,6},{1,3,5,7}}, use_global_device_ids=true, dimensions={0}, to_apply=%add
+  %scatter-done = (bf16[8,128]{1,0}, bf16[8,64]{1,0}) reduce-scatter-done(%scatter-start)
+  %rows = bf16[8,128]{1,0} get-tuple-element(%scatter-done), index=0
+  %sizes = s64[2]{0} constant({4, 4})
+  %zero = bf16[] constant(0)
+  %room = bf16[16,128]{1,0} broadcast(%zero), dimensions={}
+  %ragged-start = ((bf16[8,128]{1,0}, bf16[16,128]{1,0}, s64[2]{0}, s64[2]{0}, s64[2]{0}, /*index=5*/s64[2]{0}), bf16[16,128]{1,0}) ragged-all-to-all-start(%rows, %room, %sizes, %sizes, %sizes, /*index=5*/%sizes), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %ragged-done = bf16[16,128]{1,0} ragged-all-to-all-done(%ragged-start)
+  %i.next = s32[] fusion(%i), kind=kLoop, calls=%next
+  ROOT %t = (s32[], bf16[8,128]{1,0}) tuple(%i.next, %rows)
+}
+
+%multiply (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %m = bf16[8,128]{1,0} multiply(%a, %a)
+}
+
+%condition (p.1: (s32[], bf16[8,128])) -> pred[] {
+  %p.1 = (s32[], bf16[8,128]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] fusion(%i.1), kind=kLoop, calls=%compare
+}
+
+%compare (i.3: s32[]) -> pred[] {
+  %i.3 = s32[] parameter(0)
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i.3, %limit), direction=LT
+}
+
+ENTRY %main (q: bf16[8,128]) -> bf16[8,128] {
+  %q = bf16[8,128]{1,0} parameter(0)
+  %one.1 = s32[] constant(1)
+  %init = (s32[], bf16[8,128]{1,0}) tuple(%one.1, %q)
+  %loop = (s32[], bf16[8,128]{1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"},"known_init_step":{"init":"1","step":"1"},"known_induction_variable":{"tuple_index":"0"}}
+  %r = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
+  %max-start = bf16[8,128]{1,0} all-reduce-start(%r), channel_id=4, replica_groups=[1,8]<=[8], use_global_device_ids=true, to_apply=%add
+  ROOT %max-done = bf16[8,128]{1,0} all-reduce-done(%max-start)
+}
+"""
+
+
+def test_what_the_cuda_compiler_writes(mesh):
+    """Collectives are pairs of -start and -done, of which the first counts; several arrays may share one; the loop's
+    turns are noted (here its first turn was peeled off, so that the counter begins at 1)."""
+    program = parse_program(GPU_TEXT)
+    assert program.unknown_loops == []
+    assert program.runs["body"] == 4
+    assert sent(program, mesh) == [
+        ("all-reduce", ("fsdp", "tensor"), 8, 2 * 8 * 128 * 2 * 7 // 8, 1),
+        ("all-gather", ("fsdp",), 4, 3 * 8 * 128 * 2, 4),
+        ("reduce-scatter", ("fsdp",), 4, (32 * 128 + 32 * 64) * 2 * 3 // 4, 4),
+        ("ragged-all-to-all", ("tensor",), 2, 8 * 128 * 2 // 2, 4),
+    ]
+
+
 GROUPS = {
     "replica_groups={{0,2},{1,3}}": [0, 2],
     "replica_groups={}": [0, 1, 2, 3, 4, 5, 6, 7],

@@ -1,5 +1,6 @@
 """`qwen3-jax plan`: mistakes in one line, and the report, from a program that was not compiled for a TPU here."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ from qwen3_jax.estimate import estimate
 from qwen3_jax.flops import step_flops
 from qwen3_jax.mesh_search import nearest_that_fits
 from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.plans import Request, describe, mesh_text
+from qwen3_jax.plans import Request, describe, mesh_text, notes
 from sharding import MeshConfig, make_mesh, parse_mesh
 from sharding.ahead import Buffer, Outcome, abstract, compile_ahead, local_bytes
 from sharding.topology import Topology, parse_topology
@@ -33,7 +34,9 @@ MISTAKES = [
     ({"--mesh": "fspd=8"}, "'fspd'"),
     ({"--topology": "v5x:2x4"}, "did you mean v5"),
     ({"--topology": "v5e:8"}, "2 sizes"),
-    ({"--topology": "h100:8"}, "GPU"),
+    ({"--topology": "h100:8"}, "hosts x GPUs of a host"),
+    ({"--topology": "h100:2x8", "--mesh": "fsdp=8"}, "for 16 devices"),
+    ({"--topology": "h100:1x8", "--num-slices": "2"}, "GPUs must have no slices"),
     ({"--batch-size": "0"}, "must be positive"),
     ({"--sequence-length": "many"}, "whole number"),
     ({"--num-slices": "0"}, "must be positive"),
@@ -55,6 +58,14 @@ def test_without_libtpu_it_says_what_to_install(run, monkeypatch):
     ran = run("plan", *(word for pair in ASKED.items() for word in pair))
     assert (ran.status, ran.out) == (2, "")
     assert "qwen3-jax[tpu-plan]" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_without_the_cuda_plugin_it_says_what_to_install(run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    ran = run("plan", *(word for pair in (ASKED | {"--topology": "h100:1x8"}).items() for word in pair))
+    assert (ran.status, ran.out) == (2, "")
+    assert "qwen3-jax[gpu-plan]" in ran.err
     assert ran.err.count("\n") == 1
 
 
@@ -95,6 +106,7 @@ def test_the_report_of_a_program(request_of_train):
     flops = step_flops(request_of_train.config, "train", 4096, 8)
     assert (plan["flops_per_step"], plan["hardware_flops_per_step"]) == (flops.model, flops.hardware)
     assert plan["bound"] == max(plan["seconds"], key=plan["seconds"].get)
+    assert plan["notes"] == []
     assert 0 < plan["mfu_without_overlap"] < plan["mfu_bound"] <= 0.76  # at most 3 of 4 passes count
     json.dumps(plan)
 
@@ -112,6 +124,33 @@ def test_a_program_that_does_not_fit_names_buffers_and_a_mesh(request_of_train):
     silent = Outcome(False, None, "", (), 1.0)
     plan = describe(request_of_train, make_mesh(fsdp=8), silent, {"parameters": 2**30, "optimizer": 2**31})
     assert plan["largest_buffers"][0] == {"what": "logits of a chunk", "bytes": 2 * 2048 * 151936 * 4}
+
+
+def test_on_gpus_a_program_that_was_compiled_may_not_fit(request_of_train):
+    """XLA's CUDA compiler refuses nothing: the peak is held against the memory, and what it sends is still compiled."""
+    request = dataclasses.replace(request_of_train, topology=parse_topology("h100:1x8"))
+    mesh = make_mesh(fsdp=8)
+    spec = NamedSharding(mesh, PartitionSpec("fsdp"))
+    local = jax.jit(
+        jax.shard_map(lambda x: jax.lax.psum(x, "fsdp"), mesh=mesh, in_specs=spec.spec, out_specs=PartitionSpec())
+    )
+    found = compile_ahead(local, jax.ShapeDtypeStruct((8, 1024), jnp.float32, sharding=spec))
+    held = {"parameters": 2**30, "optimizer": 2**31}
+    memory = request.topology.chip.hbm_bytes
+
+    plan = describe(request, mesh, dataclasses.replace(found, peak_bytes=memory + 1), held)
+    assert not plan["fits"]
+    assert plan["communication_source"] == "compiled"
+    assert plan["communication_bytes"] == {"all-reduce": 2 * 4096 * 7 // 8}
+    assert plan["nearest_mesh"] is not None
+    assert plan["largest_buffers"]
+
+    plan = describe(request, mesh, dataclasses.replace(found, peak_bytes=int(0.8 * memory)), held)
+    assert plan["fits"]
+    assert "nearest_mesh" not in plan
+    assert any("XLA_PYTHON_CLIENT_MEM_FRACTION to 0.80" in note for note in plan["notes"])
+    assert any(note.startswith("attention is XLA's") for note in plan["notes"])
+    assert not any("attention" in note for note in notes(request.topology, "decode", memory // 2))
 
 
 def test_the_nearest_mesh_fits_and_is_near():
