@@ -34,13 +34,19 @@ def project_qkv(
     x: Float[Array, "B T D"],
     rope: tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]],
     placement: Placement,
+    qk_norm: bool = True,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Queries and keys normed per head, then turned; values as they are. Keys and values are copied where fewer heads
-    than devices share them (K is then `num_key_value_heads * placement.kv_repeats`)."""
+    than devices share them (K is then `num_key_value_heads * placement.kv_repeats`).
+
+    Args:
+      qk_norm: False leaves the norm of queries and keys out, which no Qwen3 does: for ablations.
+    """
     heads = (*x.shape[:2], -1, config.head_dim)
-    q = rms_norm(linear(x, params["q_proj"]).reshape(heads), params["q_norm"], config.rms_norm_eps)
-    k = rms_norm(linear(x, params["k_proj"]).reshape(heads), params["k_norm"], config.rms_norm_eps)
-    v = linear(x, params["v_proj"]).reshape(heads)
+    q, k, v = (linear(x, params[name]).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+    if qk_norm:
+        q = rms_norm(q, params["q_norm"], config.rms_norm_eps)
+        k = rms_norm(k, params["k_norm"], config.rms_norm_eps)
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     if placement.kv_repeats > 1:
         k, v = (jnp.repeat(heads, placement.kv_repeats, axis=2) for heads in (k, v))

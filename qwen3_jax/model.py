@@ -101,6 +101,7 @@ class DecoderLayer(nn.Module):
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
+    qk_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -112,7 +113,7 @@ class DecoderLayer(nn.Module):
         eps, place = self.config.rms_norm_eps, self.placement.constrain
 
         normed = rms_norm(x, params["input_layernorm"], eps)
-        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement)
+        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement, self.qk_norm)
         if ctx.mask is None:
             attended = self_attention(q, k, v, ctx.documents, self.attention_backend, self.placement.rules)
         elif ctx.slot is None or keys is None or values is None:
@@ -153,6 +154,9 @@ class Qwen3(nn.Module):
         in bfloat16.
       placement: how the model lies on a mesh, see `qwen3_jax.place`.
       generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
+      qk_norm: False leaves the norm of queries and keys out, for ablations. Its scales stay among the parameters, at
+        one and without a gradient, so that layouts, optimizer and checkpoints are the same; `save_pretrained` refuses
+        such a model, because no config.json can say it.
     """
 
     config: ModelConfig
@@ -164,6 +168,7 @@ class Qwen3(nn.Module):
     dtype: Any = None
     placement: Placement = ONE_DEVICE
     generation: GenerationDefaults = GenerationDefaults()
+    qk_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -286,5 +291,5 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement")
+        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm")
         return {"sparse": sparse, **{name: getattr(self, name) for name in names}}

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from qwen3_jax.model_configs import load_model_config
 from sharding import MeshConfig
+from train.overlays import apply, parse_overrides, read_overlays
 from train.settings import (
+    AblationConfig,
     DataConfig,
     EvaluationConfig,
     LoraConfig,
@@ -43,6 +44,7 @@ class TrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
+    ablation: AblationConfig = dataclasses.field(default_factory=AblationConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
     checkpoint_every: int = 200  # steps
@@ -62,26 +64,23 @@ class TrainConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML).
 
+    A file may name another as its `base` (relative to itself) and say only what differs, see `train.overlays`;
+    `model.base` names a release of configs/model, or a file in the form of config.json, that the other keys of `model`
+    change.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: not a mapping, an unknown key (the nearest key is named), a value of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist: no such training configuration, see configs/train")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}: correct the file") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(values).__name__}: correct the file")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(
-                f"an override must be key=value, got {override!r}: write e.g. optimizer.learning_rate=1e-3"
-            )
-        _assign(values, key.split("."), yaml.safe_load(text))
+    return from_values(apply(read_overlays(path), parse_overrides(overrides)))
+
+
+def from_values(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from nested plain values, `model.base` resolved; raises as `load_config`."""
+    model = values.get("model")
+    if isinstance(model, Mapping) and "base" in model:
+        changes = {key: value for key, value in model.items() if key != "base"}
+        values = {**values, "model": load_model_config(model["base"]).to_hf() | changes}
     config = parse(TrainConfig, values)
     assert isinstance(config, TrainConfig)
     return config
@@ -108,14 +107,6 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return plain(dataclasses.asdict(config))
-
-
-def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"{'.'.join(path)} can not be set: {key} is a value, not a section; correct the override")
-    values[path[-1]] = value
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

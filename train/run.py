@@ -1,6 +1,7 @@
 """One training run from a configuration: tokenizer, data, loop, export."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ def run(config: TrainConfig) -> Path:
     Many processes call this together, after `sharding.distributed.start`; they must see the same `run_dir`.
 
     Returns:
-      `run_dir/model`, a directory that `from_pretrained` and transformers load.
+      `run_dir/model`, a directory that `from_pretrained` and transformers load; `run_dir` where there is no such form.
 
     Raises:
       ValueError: no run_dir, a vocabulary that does not fit, or `run_dir` holds a run of another configuration.
@@ -49,6 +50,9 @@ def run(config: TrainConfig) -> Path:
     model, state = train(config, PocketSource(tok, config.data, config.seed))
     if int(state.step) < config.steps:
         raise SystemExit(143)  # SIGTERM: the state is saved, there is nothing to export yet
+    if not config.ablation.qk_norm:
+        warnings.warn("the model without QK-Norm is not exported: Hugging Face has no form for it", stacklevel=2)
+        return run_dir
     directory = run_dir / "model"
     save_pretrained(directory, model.clone(generation=generation_defaults(tok)), state.params, tok)
     return directory

@@ -90,6 +90,7 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         remat=config.remat,
         dtype=jnp.dtype(config.dtype),
         placement=placement,
+        qk_norm=config.ablation.qk_norm,
     )
 
 
