@@ -17,6 +17,7 @@ RUNTIME = [
     "numpy>=2.0",
     "pyyaml>=6.0",
     "rich>=14.0",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tokenizers>=0.22",
 ]

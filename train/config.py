@@ -95,6 +95,9 @@ def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise ValueError(f"{prefix}{key} is not a key of the configuration: did you mean {prefix}{near[0]}?")
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    for field in dataclasses.fields(kind):
+        if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
     return kind(**arguments)
 
 

@@ -41,13 +41,20 @@ def plan_train(
         "data": DataConfig(rows=batch_size, length=sequence_length),
         "steps": 1000,
     }
-    train = TrainConfig(**(settings | changes))
+    return plan_run(TrainConfig(**(settings | changes)), mesh)
+
+
+def plan_run(train: TrainConfig, mesh: Mesh) -> tuple[Outcome, dict[str, int]]:
+    """The step of a training configuration, on the mesh that its own sizes make of the devices that are planned for.
+
+    Returns, raises: as `plan_train`.
+    """
     model = make_model(train, mesh)
     state = abstract_state(model, train, mesh)
     layout = named_sharding(mesh, ("batch", "sequence"), model.placement.rules)
 
     def row(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=layout)
+        return jax.ShapeDtypeStruct((train.data.rows, train.data.length), dtype, sharding=layout)
 
     batch = Batch(
         tokens=row(jnp.int32),

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "say what a checkpoint is: architecture, sizes, tokenizer, and anything odd",
     "convert": "write a checkpoint anew: another dtype, other shard sizes",
     "train": "train a model from a configuration",
+    "ablate": "run a grid of training runs with seeds from a file, and tabulate it",
     "demo": "both modes and the thinking budget on the embedded pocket model",
     "plan": "what a model needs on a TPU slice, compiled without the slice",
 }

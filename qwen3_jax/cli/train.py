@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.compile_cache import enable_compile_cache
     from sharding.processes import is_first
 
-    config = train.load_config(_config_file(args.config), args.overrides)
+    config = train.load_config(config_file(args.config), args.overrides)
     if args.mesh is not None:
         config = dataclasses.replace(config, mesh=read_mesh(args.mesh))
     start_processes(args)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config_file(name: str) -> Path:
+def config_file(name: str) -> Path:
     """A path as it stands; a bare name means a file of configs/train, which an installed wheel holds too."""
     from qwen3_jax.paths import configs_path
 
