@@ -41,7 +41,7 @@ def total_variation(counts: Num[np.ndarray, "L G E"]) -> float:
     return float(np.mean([np.abs(shares[:, g] - shares[:, h]).sum(axis=1) / 2 for g, h in pairs]))
 
 
-def _shares(counts: Num[np.ndarray, "L G E"]) -> Float[np.ndarray, "L G E"]:
+def _shares(counts: Num[np.ndarray, "L G E"]) -> Float[np.ndarray, "L seen E"]:
     counts = np.asarray(counts, np.float64)
     seen = counts.sum(axis=(0, 2)) > 0
     if seen.sum() < 2:
