@@ -21,6 +21,9 @@ COMMANDS = {
     "inspect": "say what a checkpoint is: architecture, sizes, tokenizer, and anything odd",
     "convert": "write a checkpoint anew: another dtype, other shard sizes",
     "train": "train a model from a configuration",
+    "corpus": "make a small multilingual corpus with labels, from a seed",
+    "annotate": "give labels to the examples of a corpus",
+    "mixture": "fit the weights of a data mixture from small proxy runs",
     "demo": "both modes and the thinking budget on the embedded pocket model",
     "plan": "what a model needs on a TPU slice, compiled without the slice",
 }
