@@ -66,14 +66,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
       FileNotFoundError: there is no such file.
       ValueError: not a mapping, an unknown key (the nearest key is named), a value of the wrong type.
     """
-    values = override(read_values(path), overrides)
-    config = parse(TrainConfig, values)
-    assert isinstance(config, TrainConfig)
-    return config
-
-
-def read_values(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; see `load_config` for what it raises."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} must exist: no such training configuration, see configs/train")
@@ -83,17 +75,16 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}: correct the file") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping, got {type(values).__name__}: correct the file")
-    return values
-
-
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The same mapping, changed by `dotted.key=value`; see `load_config` for what it raises."""
-    for word in overrides:
-        key, equals, text = word.partition("=")
+    for override in overrides:
+        key, equals, text = override.partition("=")
         if not equals:
-            raise ValueError(f"an override must be key=value, got {word!r}: write e.g. optimizer.learning_rate=1e-3")
+            raise ValueError(
+                f"an override must be key=value, got {override!r}: write e.g. optimizer.learning_rate=1e-3"
+            )
         _assign(values, key.split("."), yaml.safe_load(text))
-    return values
+    config = parse(TrainConfig, values)
+    assert isinstance(config, TrainConfig)
+    return config
 
 
 def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from qwen3_jax.cli.arguments import Parser, UsageError
 
 _EPILOG = """\
-Each record of the inputs is written to OUT with its labels, {"text": ..., "labels": {"language": "en", ...}}. Labels that
-a record has already stay, and the table says how often the annotator agrees. A command that was stopped goes on where it
-was when it is given again.
+Each record of the inputs is written to OUT with its labels, {"text": ..., "labels": {"language": "en", ...}}. Labels
+that a record has already stay, and the table says how often the annotator agrees. A command that was stopped goes on
+where it was when it is given again.
 
 annotators: language[=CODES] length repetition characters heuristic, those that installed packages offer, and
 module:attribute for one of your own (docs/guides/mixture.md).

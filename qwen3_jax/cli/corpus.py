@@ -5,11 +5,11 @@ import argparse
 from qwen3_jax.cli.arguments import Parser, UsageError
 
 _EPILOG = """\
-Writes train.jsonl and held_out.jsonl: documents in nine languages and six domains, clean, noisy and repetitive, each with
-its true labels. The same values make the same files. Made by this project: Apache-2.0.
+Writes train.jsonl and held_out.jsonl: documents in nine languages and six domains, clean, noisy and repetitive, each
+with its true labels. The same values make the same files. Made by this project: Apache-2.0.
 
-values: seed, documents, held_out, min_characters, max_characters, max_recall_characters; domains, qualities and languages
-are shares of documents, relative to one another, and what is left out is not made.
+values: seed, documents, held_out, min_characters, max_characters, max_recall_characters; domains, qualities and
+languages are shares of documents, relative to one another, and what is left out is not made.
 
 examples:
   qwen3-jax corpus runs/corpus
@@ -31,10 +31,11 @@ def run(args: argparse.Namespace) -> int:
     if args.directory is None or "=" in args.directory:
         raise UsageError("a directory is needed, got none: write qwen3-jax corpus OUT_DIR")
     from qwen3_jax.cli.common import print_json
-    from train.config import override, parse
+    from train.config import parse
     from train.mixture.corpus import CorpusConfig, write_corpus
+    from train.mixture.settings import nested
 
-    config = parse(CorpusConfig, override({}, args.overrides))
+    config = parse(CorpusConfig, nested(args.overrides))
     made = {name: str(path) for name, path in write_corpus(config, args.directory).items()}
     if args.json:
         print_json(made)

@@ -53,8 +53,8 @@ def annotate(
     """Writes the records of `inputs`, in order, with `labels` added.
 
     A label that a record has already stays, and is counted as compared with the annotator's; `overwrite` replaces it.
-    `output` appears when all is done. Until then `output.partial` grows, and the same call goes on behind its last whole
-    line; what it belongs to stands in `output.partial.json`.
+    `output` appears when all is done. Until then `output.partial` grows, and the same call goes on behind its last
+    whole line; what it belongs to stands in `output.partial.json`.
 
     Args:
       specs: how the annotators were asked for: with the inputs, what a partial output must agree in to be gone on with.

@@ -7,8 +7,8 @@
     quality   clean; noisy (characters lost, doubled, swapped: what a bad scan looks like); repetitive (one part again
               and again)
 
-Document `index` of a side depends on the seed, the side and the index alone. Held-out problems are those the pocket tasks
-hold out, other held-out texts are told apart by a hash of what they say, so that no text is on both sides.
+Document `index` of a side depends on the seed, the side and the index alone. Held-out problems are those the pocket
+tasks hold out, other held-out texts are told apart by a hash of what they say, so that no text is on both sides.
 Written for this project; Apache-2.0 like the rest of it.
 """
 

@@ -4,8 +4,9 @@
     exponential  L(r) = c + exp(k + t.r)         Data Mixing Laws (Ye et al., 2403.16952), one law for each held-out set
 
 r are the shares of the combinations, one row of them a proxy. For a given floor c the exponential law is linear in
-log(L - c), so both are ridge regressions with a free intercept, whose leave-one-out predictions are exact and cost no
-second fit. Law, floor and ridge are those with the least leave-one-out error, for each held-out set by itself.
+log(L - c), weighted by (L - c)^2 so that errors count in nats. Both are then ridge regressions with a free intercept,
+whose leave-one-out predictions follow exactly from the one fit. Law, floor and ridge are those with the least
+leave-one-out error, for each held-out set by itself; a tie goes to the linear law.
 """
 
 import dataclasses
@@ -16,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 RIDGES = tuple(float(x) for x in np.logspace(-4, 1, 11))  # of the mean squared spread of the shares
-FLOORS = (0.05, 0.15, 0.5, 1.5, 5.0)  # how far the floor lies below the least loss, in spreads of the losses
-PERMUTATIONS = 200
+FLOORS = tuple(float(x) for x in np.logspace(-2, 0.8, 15))  # floor below the least loss, in spreads of the losses
+PERMUTATIONS = 100
 MAX_P, MIN_R2 = 0.02, 0.4
 
 
@@ -43,7 +44,7 @@ class Law:
     def predict(self, shares: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N"]:
         """The loss of mixtures."""
         inner = self.intercept + shares @ self.slopes
-        return inner if self.kind == "linear" else self.floor + np.exp(inner)
+        return np.asarray(inner if self.kind == "linear" else self.floor + np.exp(inner))
 
     def gradient(self, shares: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
         """The slope of `predict` at one mixture."""
@@ -78,7 +79,7 @@ class Fit:
 
     def predict(self, shares: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N"]:
         """The objective of mixtures."""
-        return sum((w * law.predict(shares) for w, law in zip(self.weights, self.laws, strict=True)), np.float64(0))
+        return np.asarray(sum(w * law.predict(shares) for w, law in zip(self.weights, self.laws, strict=True)))
 
     def gradient(self, shares: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
         """The slope of `predict`."""
@@ -86,31 +87,35 @@ class Fit:
         return np.sum(parts, axis=0)
 
 
-class _Ridges:
-    """Ridge regressions on one table of shares: what depends on the table alone, for each ridge."""
+class Regression:
+    """Ridge regressions on one table of shares, for all ridges and several weightings of the proxies at once."""
 
     def __init__(self, shares: Float[np.ndarray, "N C"]) -> None:
-        count = len(shares)
         self.mean = shares.mean(0)
         centred = shares - self.mean
-        left, singular, right = np.linalg.svd(centred, full_matrices=False)
-        scale = max(float(singular[0] ** 2) / count, 1e-12)
-        kept = singular > 1e-9 * singular[0]  # shares sum to 1: one direction has no spread
-        left, singular, right = left[:, kept], singular[kept], right[kept]
-        self.smoothers, self.solvers = [], []
-        for ridge in RIDGES:
-            strength = ridge * scale * count
-            shrunk = singular**2 / (singular**2 + strength)
-            self.smoothers.append((left * shrunk) @ left.T + 1.0 / count)
-            self.solvers.append((right.T * (singular / (singular**2 + strength))) @ left.T)
+        self._design = np.column_stack([np.ones(len(shares)), centred])
+        largest = max(float(np.linalg.norm(centred, 2)) ** 2, 1e-12)
+        free = np.ones(self._design.shape[1])
+        free[0] = 0.0  # the intercept
+        self._penalties = np.array(RIDGES)[:, None, None] * largest * np.diag(free)
 
-    def left_out(self, values: Float[np.ndarray, "N ..."]) -> list[Float[np.ndarray, "N ..."]]:
-        """For each ridge: each value as predicted from the others, exactly (the intercept is free)."""
-        result = []
-        for smoother in self.smoothers:
-            leverage = np.clip(np.diag(smoother), 0.0, 1.0 - 1e-6).reshape(-1, *[1] * (values.ndim - 1))
-            result.append(values - (values - np.tensordot(smoother, values, 1)) / (1.0 - leverage))
-        return result
+    def solve(
+        self, values: Float[np.ndarray, "F N"], weights: Float[np.ndarray, "F N"]
+    ) -> tuple[Float[np.ndarray, "F R D"], Float[np.ndarray, "F R N"]]:
+        """Intercept (at the mean shares) and slopes, and each value as predicted from the others.
+
+        Args:
+          values: F different ones to regress.
+          weights: of the proxies, mean 1 in each row.
+        """
+        design = self._design
+        weighted = weights[:, :, None] * design  # [F, N, D]
+        gram = np.einsum("nd,fne->fde", design, weighted)[:, None] + self._penalties
+        gains = np.linalg.solve(gram, weighted.transpose(0, 2, 1)[:, None])  # [F, R, D, N]
+        found = np.einsum("frdn,fn->frd", gains, values)
+        leverage = np.einsum("nd,frdn->frn", design, gains)
+        residuals = values[:, None] - np.einsum("nd,frd->frn", design, found)
+        return found, values[:, None] - residuals / (1.0 - np.clip(leverage, 0.0, 1.0 - 1e-6))
 
 
 def fit_law(shares: Float[np.ndarray, "N C"], losses: Float[np.ndarray, " N"]) -> Law:
@@ -120,7 +125,7 @@ def fit_law(shares: Float[np.ndarray, "N C"], losses: Float[np.ndarray, " N"]) -
       ValueError: fewer than 4 proxies, or a loss that is not finite.
     """
     _require(shares, losses)
-    return _fit_law(_Ridges(shares), losses)
+    return _fit_law(Regression(shares), losses)
 
 
 def fit(
@@ -138,8 +143,8 @@ def fit(
     """
     _require(shares, losses)
     normal = np.asarray(weights, float) / np.sum(weights)
-    ridges = _Ridges(shares)
-    laws = tuple(_fit_law(ridges, column) for column in losses.T)
+    regression = Regression(shares)
+    laws = tuple(_fit_law(regression, column) for column in losses.T)
     measured = losses @ normal
     left_out = np.stack([law.left_out for law in laws], 1) @ normal
     r2 = _r2(measured, left_out)
@@ -147,7 +152,7 @@ def fit(
     reached = 0
     for _ in range(PERMUTATIONS):
         shuffled = losses[rng.permutation(len(losses))]
-        guess = np.stack([_fit_law(ridges, column).left_out for column in shuffled.T], 1) @ normal
+        guess = np.stack([_fit_law(regression, column).left_out for column in shuffled.T], 1) @ normal
         reached += _r2(shuffled @ normal, guess) >= r2
     return Fit(
         laws=laws,
@@ -174,31 +179,37 @@ def _require(shares: np.ndarray, losses: np.ndarray) -> None:
         raise ValueError("every proxy's loss must be finite, got one that is not: lower the learning rate")
 
 
-def _fit_law(ridges: _Ridges, losses: Float[np.ndarray, " N"]) -> Law:
+def _fit_law(regression: Regression, losses: Float[np.ndarray, " N"]) -> Law:
     spread = max(float(np.ptp(losses)), 1e-9)
     floors = [float(losses.min()) - part * spread for part in FLOORS]
     if losses.min() > 0:
         floors.append(0.0)
-    targets = np.stack([losses, *(np.log(losses - floor) for floor in floors)], 1)  # [N, 1 + floors]
-    best: tuple[float, int, int, np.ndarray] | None = None
-    for number, guesses in enumerate(ridges.left_out(targets)):
-        guesses[:, 1:] = np.exp(np.clip(guesses[:, 1:], None, 50.0)) + np.array(floors)
-        errors = np.mean((guesses - losses[:, None]) ** 2, axis=0)
-        column = int(np.argmin(errors))
-        if best is None or errors[column] < best[0]:
-            best = (float(errors[column]), number, column, guesses[:, column])
-    assert best is not None
-    _, number, column, left_out = best
-    target = targets[:, column]
-    slopes = ridges.solvers[number] @ (target - target.mean())
+    above = losses - np.array(floors)[:, None]  # [floors, N]
+    weights = np.concatenate([np.ones((1, len(losses))), above**2 / np.mean(above**2, axis=1, keepdims=True)])
+    found, left_out = regression.solve(np.concatenate([losses[None], np.log(above)]), weights)
+    left_out[1:] = np.array(floors)[:, None, None] + np.exp(np.clip(left_out[1:], None, 50.0))
+    law, ridge = _choice((left_out - losses) ** 2)
+    at_mean, slopes = found[law, ridge, 0], found[law, ridge, 1:]
     return Law(
-        kind="exponential" if column else "linear",
-        floor=floors[column - 1] if column else 0.0,
-        intercept=float(target.mean() - ridges.mean @ slopes),
+        kind="exponential" if law else "linear",
+        floor=floors[law - 1] if law else 0.0,
+        intercept=float(at_mean - regression.mean @ slopes),
         slopes=slopes,
-        ridge=RIDGES[number],
-        left_out=left_out,
+        ridge=RIDGES[ridge],
+        left_out=left_out[law, ridge],
     )
+
+
+def _choice(errors: Float[np.ndarray, "F R N"]) -> tuple[int, int]:
+    """Law and ridge of least error. The linear law, which is the first, stands unless the best exponential one beats it
+    by more than one standard error of the difference."""
+    mean = errors.mean(2)
+    linear = (0, int(np.argmin(mean[0])))
+    law, ridge = np.unravel_index(np.argmin(mean[1:]), mean[1:].shape)
+    best = (int(law) + 1, int(ridge))
+    difference = errors[linear] - errors[best]
+    error = float(np.std(difference, ddof=1)) / np.sqrt(len(difference))
+    return best if difference.mean() > error else linear
 
 
 def _r2(measured: Float[np.ndarray, " N"], left_out: Float[np.ndarray, " N"]) -> float:

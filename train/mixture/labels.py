@@ -81,8 +81,8 @@ def target_shares(by: Sequence[str], weights: Sequence[WeightConfig]) -> dict[Co
     for entry in weights:
         if set(entry.labels) != set(by) or entry.weight < 0:
             raise ValueError(
-                f"a weight must be at least 0 and of the labels {list(by)}, got {entry.weight} of {dict(entry.labels)}: "
-                "correct it"
+                f"a weight must be at least 0 and of the labels {list(by)}, got {entry.weight} of "
+                f"{dict(entry.labels)}: correct it"
             )
         asked[combination(entry.labels, by)] = asked.get(combination(entry.labels, by), 0.0) + entry.weight
     return shares_of(asked)

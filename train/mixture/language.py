@@ -1,8 +1,8 @@
 """The language of a text, by py3langid.
 
-py3langid (BSD-3-Clause) goes on with langid.py (Lui and Baldwin, ACL 2012): naive Bayes over byte n-grams, pure Python and
-numpy, its model of 4.6 MB inside the package, so nothing is downloaded. fastText's and GlotLID's models are better on rare
-languages but are fetched at first use; lingua carries 100 MB.
+py3langid (BSD-3-Clause) goes on with langid.py (Lui and Baldwin, ACL 2012): naive Bayes over byte n-grams, pure Python
+and numpy, its model of 4.6 MB inside the package, so that nothing is downloaded
+and nothing is compiled.
 """
 
 import functools

@@ -19,8 +19,8 @@ def within(
     """
     if low.sum() > 1 + 1e-9 or high.sum() < 1 - 1e-9 or (low > high + 1e-12).any():
         raise ValueError(
-            f"the bounds of the shares must allow a sum of 1, got {low.sum():.3f} to {high.sum():.3f}: raise max_epochs "
-            "or take more data"
+            f"the bounds of the shares must allow a sum of 1, got {low.sum():.3f} to {high.sum():.3f}: raise "
+            "max_epochs or take more data"
         )
     least, most = float((low - shares).min()), float((high - shares).max())
     for _ in range(100):

@@ -1,7 +1,7 @@
 """Annotators by rule: length, repetition, kinds of characters, and the quality rules of Gopher.
 
-Thresholds are those of Gopher (Rae et al., 2112.11446, appendix A1.1) and C4 (Raffel et al., 1910.10683, section 2.2); both
-were set for web pages. A word is a run of letters and digits, a number included; a Chinese or Japanese character is a word.
+Thresholds are those of Gopher (Rae et al., 2112.11446, appendix A1.1), which were set for web pages. A word is a run of
+letters and digits, a number included; a Chinese or Japanese character is a word.
 """
 
 import collections
@@ -46,7 +46,7 @@ class Characters:
     script: where most letters belong, as Unicode names it ("latin", "cyrillic", "cjk" ...; "none" without letters).
     form: "numeric" where digits are more than a fifth of what is no space, "code" where the marks of programs
     ({}[]()=<>;_#|/\\ and backticks) are more than a tenth, "symbols" where less than half are letters, else "prose".
-    C4 drops a page for one curly bracket; a share keeps what only mentions code.
+    C4 (Raffel et al., 1910.10683, section 2.2) drops a page for one curly bracket; a share keeps what mentions code.
     """
 
     name = "characters"
@@ -59,9 +59,9 @@ class Characters:
 class Heuristic:
     """Label `heuristic`: "pass" where the text meets Gopher's quality rules, else "fail". No judge of what is said.
 
-    50 to 100,000 words; mean length of a word 3 to 10 (scripts with spaces); at most a tenth as many # and ... as words;
-    at most 90% of the lines begin with a bullet and 30% end with an ellipsis; 80% of the words have a letter.
-    The rule of two English stop words is left out: it is one of English.
+    50 to 100,000 words; mean length of a word 3 to 10 (scripts with spaces); at most a tenth as many # and ... as
+    words; at most 90% of the lines begin with a bullet and 30% end with an ellipsis; 80% of the words have a letter.
+    The rule of two stop words is left out: it is one of English.
     """
 
     name = "heuristic"

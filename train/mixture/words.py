@@ -1,7 +1,7 @@
 """What the made corpus says, in the nine languages of the pocket tasks.
 
-Sentences have slots: {n} and {m} persons, {o} a thing, {p} where something is. Words were chosen so that no slot changes
-the form of another: names of one gender where verbs show it, things whose subject and object forms are the same.
+Sentences have slots: {n} and {m} persons, {o} a thing, {p} where something is. Words were chosen so that no slot
+changes the form of another: names of one gender where verbs show it, things whose subject and object forms are alike.
 Written for this project; Apache-2.0 like the rest of it.
 """
 
