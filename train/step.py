@@ -94,18 +94,19 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
     )
 
 
-def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:
-    """Fresh parameters and optimizer, from the seed; each device makes its own part."""
+def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, params: Any = None) -> TrainState:
+    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part."""
 
-    def init() -> TrainState:
-        params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+    def init(params: Any) -> TrainState:
+        if params is None:
+            params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
         with jax.numpy_dtype_promotion("standard"):
             opt_state = make_optimizer(config.optimizer, config.steps).init(params)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
 
     if mesh is None:
-        return init()
-    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh))()
+        return init(params)
+    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh), donate_argnums=0)(params)
     return state
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
 
     from qwen3_jax.cli.common import print_json
-    from train.ablate import load_study, run_study, tabulate, write_table
+    from train.ablate import Stopped, load_study, run_study, tabulate, write_table
     from train.ablate.page import put_on_page
     from train.ablate.plots import write_plots
 
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         outcomes = run_study(study, root, shard, report=_progress)
+    except Stopped:
+        _progress("asked to stop: run the same command to go on")
+        return 0
     finally:
         signal.signal(signal.SIGTERM, before)
     table = tabulate(study, outcomes)
@@ -103,4 +106,6 @@ def _progress(line: str) -> None:
 
 
 def _leave(*_: Any) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
+    from train.ablate import Stopped
+
+    raise Stopped

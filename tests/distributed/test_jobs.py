@@ -18,6 +18,7 @@ from tests.distributed import worker
 from tests.distributed.launch import free_port, launch
 from tests.tiny import dense_config, random_params, write_tokenizer
 from train.config import parse
+from train.feed import SourceData
 from train.loop import train
 
 WORKER = str(Path(worker.__file__))
@@ -129,7 +130,8 @@ def test_one_process_goes_on_from_the_checkpoint_of_many(job: Job, alone: Alone,
     (resumed / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "2").rename(resumed / "checkpoints" / "2")
     source = worker.Words(alone.settings["model"]["vocab_size"])
-    model, state = train(parse(worker.TrainConfig, alone.settings | {"run_dir": str(resumed)}), source)
+    config = parse(worker.TrainConfig, alone.settings | {"run_dir": str(resumed)})
+    model, state = train(config, SourceData(config, source))
     assert metrics(resumed)[-1]["step"] == 3
     np.testing.assert_allclose(metrics(resumed)[-1]["loss"], metrics(run)[-1]["loss"], rtol=5e-5)
     save_pretrained(tmp_path / "model", model, state.params)

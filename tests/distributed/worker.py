@@ -23,6 +23,7 @@ from sharding.distributed import start
 from sharding.processes import gather, is_first
 from train.config import TrainConfig, parse
 from train.data import Example
+from train.feed import SourceData
 from train.loop import train
 
 PROMPTS = ["What is 3", "user hi assistant <think>\n"]
@@ -58,7 +59,7 @@ def trained(settings: dict[str, Any], directory: Path) -> int:
     """Trains and saves the model; returns how many examples this process made."""
     config = parse(TrainConfig, settings)
     source = Words(config.model["vocab_size"])
-    model, state = train(config, source)
+    model, state = train(config, SourceData(config, source))
     save_pretrained(directory, model, state.params)
     return len(source.asked)
 

@@ -1,6 +1,6 @@
 """Ablations from a file: a grid of training runs with seeds, run one after another, and what comes out of them."""
 
-from train.ablate.runner import Outcome, run_study
+from train.ablate.runner import Outcome, Stopped, run_study
 from train.ablate.specialisation import mutual_information, total_variation
 from train.ablate.statistics import Interval, mean_interval, paired_interval
 from train.ablate.study import Cell, Run, Study, load_study
@@ -11,6 +11,7 @@ __all__ = [
     "Interval",
     "Outcome",
     "Run",
+    "Stopped",
     "Study",
     "load_study",
     "mean_interval",

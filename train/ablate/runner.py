@@ -16,7 +16,11 @@ from train.ablate.worker import CONFIG, RESULT
 from train.config import to_dict
 
 Status = Literal["finished", "diverged", "failed", "missing"]
-_STOPPED = (0, 143, -2, -15)  # the run was asked to stop, and saved
+_STOPPED = (0, -2, -15)  # without a result: the run was asked to stop, and has saved where it was
+
+
+class Stopped(Exception):
+    """The ablation was asked to stop; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ def run_study(
       execute: runs the directory of one run and gives its exit status and last line; by default in a process.
 
     Raises:
-      SystemExit: 143, when a run was asked to stop: so are we.
+      Stopped: a run was asked to stop, and so are we.
     """
     index, shards = shard
     failures: dict[str, str] = {}
@@ -64,7 +68,7 @@ def run_study(
             status, line = (execute or _in_a_process)(directory)
             if not (directory / RESULT).exists():
                 if status in _STOPPED:
-                    raise SystemExit(143)
+                    raise Stopped
                 failures[run.directory] = f"exit status {status}: {line}"
         outcome = outcome_of(run, root, failures)
         report(f"[{number}/{len(mine)}] {run.cell.name} seed={run.seed}: {_line(outcome)}")

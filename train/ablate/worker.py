@@ -21,17 +21,19 @@ import numpy as np
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
-from qwen3_jax.params import num_parameters
+from qwen3_jax.params import Params, num_parameters
 from qwen3_jax.tokenizer import load_tokenizer
 from train.ablate.measure import measure
 from train.ablate.study import identity
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, load_config
-from train.data import Batch, Cursor, batches
-from train.loop import make_training_mesh
-from train.pocket.source import PocketSource
+from train.data import Batch
+from train.export import exported_params
+from train.feed import make_data
+from train.loop import abstract_state, make_training_mesh
 from train.run import run
-from train.step import init_state, make_model
+from train.run_dir import stored_config
+from train.step import make_model
 
 RESULT, CONFIG = "result.json", "run.yaml"
 _LAST = 0.1  # share of the steps whose mean is the training loss at the end
@@ -46,14 +48,16 @@ def work(directory: Path) -> None:
     with _alone(directory):
         if (directory / RESULT).exists():
             return
-        config = load_config(directory / CONFIG)
+        asked = config = load_config(directory / CONFIG)
         began = time.perf_counter()
         reason, held_out = "", {}
         try:
-            run(config)
-            held_out = measure(*last_state(config), *held_out_data(config))
+            if run(config) is None:
+                return  # asked to stop; the next process goes on
+            held_out = measure(*last_params(resolved(config)), *held_out_batches(resolved(config)))
         except FloatingPointError as error:
             reason = str(error)
+        config = resolved(config)
         measures = curve_measures(read_metrics(directory / "metrics.jsonl")) | held_out
         reason = reason or divergence(measures, ModelConfig.from_hf(config.model).vocab_size)
         write_json(
@@ -63,24 +67,30 @@ def work(directory: Path) -> None:
                 "reason": reason,
                 "measures": measures | sizes(config),
                 "seconds": round(time.perf_counter() - began, 1),
-                "config": identity(config),
+                "config": identity(asked),
             },
         )
 
 
-def last_state(config: TrainConfig) -> tuple[Qwen3, Any]:
-    """The network and its parameters from the newest checkpoint: a run without a Hugging Face form has no other."""
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The run's configuration with the whole of its model's config.json in it, also when it began with another run's."""
+    return stored_config(Path(config.run_dir)) or config
+
+
+def last_params(config: TrainConfig) -> tuple[Qwen3, Params]:
+    """The network and its parameters (averaged ones where there are any) from the newest checkpoint: a run without a
+    Hugging Face form has no other."""
     mesh = make_training_mesh(config.mesh)
     model = make_model(config, mesh)
     with Checkpoints(Path(config.run_dir) / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, _ = checkpoints.restore(init_state(model, config, mesh))
-    return model, state.params
+        state, _ = checkpoints.restore(abstract_state(config, model, mesh))
+    return model, exported_params(state)
 
 
-def held_out_data(config: TrainConfig) -> tuple[list[Batch], tuple[str, ...]]:
-    tok = load_tokenizer(Path(config.run_dir) / "tokenizer")
-    stream = batches(PocketSource(tok, config.data, config.seed), Cursor(10**9), config.data.rows, config.data.length)
-    return [next(stream)[0] for _ in range(config.evaluation.batches)], ("tasks",)
+def held_out_batches(config: TrainConfig) -> tuple[list[Batch], tuple[str, ...]]:
+    """The run's evaluation data and the names of its domains, on one device."""
+    data = make_data(config, load_tokenizer(Path(config.run_dir) / "tokenizer"))
+    return [share.place(None) for share in data.held_out(range(config.data.streams))], data.domain_names
 
 
 def divergence(measures: dict[str, Any], vocab_size: int) -> str:

@@ -18,7 +18,10 @@ def test_the_grid_is_multiplied_out(tmp_path: Path) -> None:
         "qk_norm=without learning_rate=0.01",
         "qk_norm=without learning_rate=0.1",
     ]
-    assert [(run.cell.name, run.seed) for run in study.runs[2:4]] == [(study.cells[0].name, 2), (study.cells[1].name, 0)]
+    assert [(run.cell.name, run.seed) for run in study.runs[2:4]] == [
+        (study.cells[0].name, 2),
+        (study.cells[1].name, 0),
+    ]
     last = study.runs[-1].config
     assert (last.seed, last.ablation.qk_norm, last.optimizer.learning_rate) == (2, False, 0.1)
     assert (last.steps, last.data.rows, last.data.length, last.run_dir) == (20, 4, 256, "")
