@@ -73,7 +73,7 @@ def work(directory: Path) -> None:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The run's configuration with the whole of its model's config.json in it, also when it began with another run's."""
+    """The run's configuration with the whole of its model's config.json, also where it began with another's."""
     return stored_config(Path(config.run_dir)) or config
 
 

@@ -18,10 +18,7 @@ def test_the_grid_is_multiplied_out(tmp_path: Path) -> None:
         "qk_norm=without learning_rate=0.01",
         "qk_norm=without learning_rate=0.1",
     ]
-    assert [(run.cell.name, run.seed) for run in study.runs[2:4]] == [
-        (study.cells[0].name, 2),
-        (study.cells[1].name, 0),
-    ]
+    assert [(run.cell, run.seed) for run in study.runs[2:4]] == [(study.cells[0], 2), (study.cells[1], 0)]
     last = study.runs[-1].config
     assert (last.seed, last.ablation.qk_norm, last.optimizer.learning_rate) == (2, False, 0.1)
     assert (last.steps, last.data.rows, last.data.length, last.run_dir) == (20, 4, 256, "")
@@ -70,7 +67,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], overrides: 
 def test_what_must_be_there(tmp_path: Path) -> None:
     path = tmp_path / "no.yaml"
     path.write_text("title: x", encoding="utf-8")
-    with pytest.raises(ValueError, match="base must be set, got nothing"):
+    with pytest.raises(ValueError, match="base must be set"):
         load_study(path)
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml must exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml must exist"):
         load_study(write_study(tmp_path, base="nowhere.yaml"))
