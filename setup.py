@@ -28,12 +28,15 @@ TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
 
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
+TENSORBOARD = ["tensorboardX>=2.6"]  # writes event files without TensorBoard itself and its server
+WANDB = ["wandb>=0.19"]
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
 # constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
 TEST = [
     *HUB,
     *PLOT,
+    *TENSORBOARD,
     "beartype>=0.20",
     "protobuf>=5",
     "psutil>=6.0",
@@ -69,6 +72,8 @@ setup(
         "tpu-plan": TPU_PLAN,
         "hub": HUB,
         "plot": PLOT,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "test": TEST,
         "dev": DEV,
     },

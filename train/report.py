@@ -19,8 +19,6 @@ from sharding.chips import peak_flops
 from train.config import TrainConfig
 from train.memory import memory_bytes
 from train.sinks import Sink
-from train.step import Metrics
-from train.streams import Share
 
 SKIPS_IN_A_ROW = 20  # steps that are not finite, after which a run that skips them stops all the same
 
@@ -63,7 +61,7 @@ class Reporter:
     ) -> None:
         self._config, self._sinks, self._domains = config, sinks, domain_names
         self._expert_devices, self._skipped, self._in_a_row = expert_devices, skipped, 0
-        self._pending: tuple[int, Any, Share | None] | None = None
+        self._pending: tuple[int, Any, Any] | None = None
         self._evaluated: Any = None
         self._since = time.perf_counter()
         peak = config.report.peak_tflops * 1e12 or peak_flops(jax.devices()[0].device_kind)
@@ -71,12 +69,13 @@ class Reporter:
         # With adapters most of the backward pass is not done: no figure that would mislead.
         self._peak = 0.0 if peak is None or config.lora is not None else peak * _devices(config)
 
-    def push(self, step: int, metrics: Metrics, work: Any, share: Share | None = None) -> None:
+    def push(self, step: int, metrics: Any, work: Any, share: Any = None) -> None:
         """Takes step `step`'s metrics (still being computed) and reports the step before.
 
         Args:
+          metrics: `train.step.Metrics`, of which fields may be missing.
           work: what `count_work` gave for its batch.
-          share: what this process put into the batch; named where the loss is not finite.
+          share: what this process put into the batch; its `examples` are named where the loss is not finite.
         """
         self.flush()
         values = {field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)}
@@ -123,7 +122,7 @@ class Reporter:
         for sink in self._sinks:
             sink.flush()
 
-    def _check(self, step: int, metrics: Mapping[str, Any], share: Share | None) -> None:
+    def _check(self, step: int, metrics: Mapping[str, Any], share: Any) -> None:
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if math.isfinite(loss) and math.isfinite(norm) and bool(metrics.get("finite", True)):
             self._in_a_row = 0
@@ -138,7 +137,7 @@ class Reporter:
             f"({self._name_data(step, share)}): lower the learning rate, or look at the data {again}"
         )
 
-    def _name_data(self, step: int, share: Share | None) -> str:
+    def _name_data(self, step: int, share: Any) -> str:
         """The examples in this process's part of the batch, a few in words and all in a file."""
         names = list(getattr(share, "examples", ()))
         if not names:

@@ -90,18 +90,25 @@ class TensorBoard:
 
     def __init__(self, directory: Path, first_step: int) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import FileWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto.summary_pb2 import Summary
         except ImportError:
             raise ValueError(
                 "report.tensorboard needs the package tensorboardX, which is not there: pip install "
                 "'qwen3-jax[tensorboard]', or set report.tensorboard=false"
             ) from None
-        self._writer = SummaryWriter(str(directory), purge_step=first_step if first_step > 1 else None)
+        self._summary = Summary
+        # A file's name has the second and the host in it: two starts within a second must not share it.
+        self._writer = FileWriter(str(directory), filename_suffix=f".{first_step}")
+        if first_step > 1:  # how TensorBoard is told to forget this step and what follows
+            self._writer.add_event(Event(step=first_step, file_version="brain.Event:2"))
+            self._writer.add_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Record) -> None:
-        for name, value in scalars(record):
-            if name != "step" and value is not None:
-                self._writer.add_scalar(name, value, record["step"])
+        values = [(name, value) for name, value in scalars(record) if name != "step" and value is not None]
+        summary = self._summary(value=[self._summary.Value(tag=name, simple_value=value) for name, value in values])
+        self._writer.add_summary(summary, record["step"])  # one event: each costs a checksum and a lock
 
     def flush(self) -> None:
         self._writer.flush()

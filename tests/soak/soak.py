@@ -1,7 +1,7 @@
 """Kills a training run again and again, and looks whether anything is lost; then whether a long run's memory grows.
 
-`make soak` kills ten times at random steps. `SOAK_MINUTES=30 make soak` goes on for 30 minutes, SIGTERM among the kills,
-with 40% of the time for the memory of a run that is left alone. `--out FILE` writes the result down.
+`make soak` kills ten times at random steps. `SOAK_MINUTES=30 make soak` goes on for 30 minutes, SIGTERM among the
+kills, with 40% of the time for the memory of a run that is left alone. `--out FILE` writes the result down.
 """
 
 import argparse

@@ -36,8 +36,8 @@ def report(verdict: Verdict, memory: Growth | None, minutes: float, machine: str
     lines = [
         "# Soak: kill -9 and SIGTERM at random moments",
         "",
-        f"`SOAK_MINUTES={minutes:.0f} make soak` (seed {verdict.seed}; {machine}, shared with other work). A small MoE,",
-        f"{verdict.steps} steps, a checkpoint every {verdict.interval}; interruptions at random steps and during",
+        f"`SOAK_MINUTES={minutes:.0f} make soak` (seed {verdict.seed}; {machine}, shared with other work). A small",
+        f"MoE, {verdict.steps} steps, a checkpoint every {verdict.interval}; interruptions at random steps and during",
         "start-up. After each run: every step has one line, losses, gradient norms, expert loads and evaluations are",
         "those of a run without a break to the last digit, the exported parameters are the same bytes, and no leftover",
         "of a crash is there.",
