@@ -17,6 +17,7 @@ RUNTIME = [
     "numpy>=2.0",
     "pyyaml>=6.0",
     "rich>=14.0",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tokenizers>=0.22",
 ]
@@ -27,11 +28,13 @@ TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
 
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
+LANGUAGE = ["py3langid>=0.4,<0.5"]  # the annotator of that name
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
 # constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
 TEST = [
     *HUB,
+    *LANGUAGE,
     *PLOT,
     "beartype>=0.20",
     "protobuf>=5",
@@ -68,6 +71,7 @@ setup(
         "tpu-plan": TPU_PLAN,
         "hub": HUB,
         "plot": PLOT,
+        "language": LANGUAGE,
         "test": TEST,
         "dev": DEV,
     },
