@@ -28,6 +28,7 @@ TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
 
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
+LANGUAGE = ["py3langid>=0.4,<0.5"]  # the annotator of that name
 TENSORBOARD = ["tensorboardX>=2.6"]  # writes event files without TensorBoard itself and its server
 WANDB = ["wandb>=0.19"]
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
@@ -35,6 +36,7 @@ WANDB = ["wandb>=0.19"]
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
 TEST = [
     *HUB,
+    *LANGUAGE,
     *PLOT,
     *TENSORBOARD,
     "beartype>=0.20",
@@ -72,6 +74,7 @@ setup(
         "tpu-plan": TPU_PLAN,
         "hub": HUB,
         "plot": PLOT,
+        "language": LANGUAGE,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "test": TEST,
