@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 
 from qwen3_jax.model import Qwen3
 from train.config import TrainConfig
-from train.data import Batch
-from train.feed import Data
+from train.data import Batch, Data
 from train.loss import cross_entropy
 from train.step import TRACES, TrainState
 

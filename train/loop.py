@@ -16,15 +16,15 @@ from sharding import MeshConfig
 from sharding.processes import is_first
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
+from train.data import Data
 from train.evaluation import Evaluation
-from train.feed import Data, gather_places
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.report import Reporter, count_work
 from train.sinks import Sink, keep_lines_until, make_sinks
 from train.step import TrainState, init_state, make_model, make_step, state_shardings
 from train.stop import Stop
-from train.streams import batch_sharding, streams_here
+from train.streams import batch_sharding, gather_places, streams_here
 
 # Parameters to begin with, on the mesh, in the model's layout; see `train.initial`.
 Initial = Callable[[Qwen3, Mesh | None], Params]

@@ -27,9 +27,8 @@ from train.ablate.measure import measure
 from train.ablate.study import identity
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, load_config
-from train.data import Batch
+from train.data import Batch, make_data
 from train.export import exported_params
-from train.feed import make_data
 from train.loop import abstract_state, make_training_mesh
 from train.run import run
 from train.run_dir import stored_config
