@@ -8,6 +8,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
+from qwen3_jax.remat import keep
 from qwen3_jax.rope import apply_rope
 from sharding import target_platform
 
@@ -42,8 +43,11 @@ def project_qkv(
     Args:
       qk_norm: False leaves the norm of queries and keys out, which no Qwen3 does: for ablations.
     """
-    heads = (*x.shape[:2], -1, config.head_dim)
-    q, k, v = (linear(x, params[name]).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+
+    def project(name: str) -> Array:
+        return keep("attention", linear(x, params[name])).reshape(*x.shape[:2], -1, config.head_dim)
+
+    q, k, v = project("q_proj"), project("k_proj"), project("v_proj")
     if qk_norm:
         q = rms_norm(q, params["q_norm"], config.rms_norm_eps)
         k = rms_norm(k, params["k_norm"], config.rms_norm_eps)

@@ -6,9 +6,12 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from qwen3_jax.execution import BACKENDS
+from qwen3_jax.kernels import ATTENTION_BACKENDS
 from qwen3_jax.model_configs import load_model_config
+from qwen3_jax.remat import Remat
 from sharding import MeshConfig
 from train.overlays import apply, parse_overrides, read_overlays
 from train.settings import (
@@ -34,7 +37,10 @@ class TrainConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json; with init_from: keys that change
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
-    remat: bool = False  # compute each layer again in the backward pass instead of keeping what it made
+    # What of each layer is computed again in the backward pass instead of kept, see qwen3_jax.remat.
+    remat: Remat = dataclasses.field(default="none", metadata={"aliases": {True: "full", False: "none"}})
+    attention_backend: str = "auto"  # see qwen3_jax.kernels
+    moe_backend: str = "auto"  # see qwen3_jax.execution
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
     ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
@@ -54,6 +60,15 @@ class TrainConfig:
         for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        for name, known in (
+            ("remat", get_args(Remat)),
+            ("attention_backend", ATTENTION_BACKENDS),
+            ("moe_backend", BACKENDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}: choose one")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}: correct the configuration")
         if self.data.rows % (self.data.streams * self.micro_batches):
             raise ValueError(
                 f"data.rows must be a multiple of data.streams={self.data.streams} times micro_batches="
@@ -89,11 +104,14 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
 def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises."""
     hints = typing.get_type_hints(kind)
+    aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
     arguments = {}
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise ValueError(f"{prefix}{key} is not a key of the configuration: did you mean {prefix}{near[0]}?")
+        if isinstance(value, bool):  # what older files say
+            value = aliases[key].get(value, value)
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
     for field in dataclasses.fields(kind):
         if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:

@@ -20,7 +20,8 @@ from train.step import TrainState, make_model, make_step, state_shardings
 def plan_train(
     config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int, **changes: Any
 ) -> tuple[Outcome, dict[str, int]]:
-    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, rematerialised.
+    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, every layer
+    rematerialised (remat "full").
 
     Args:
       batch_size: sequences of the global batch.
@@ -36,7 +37,7 @@ def plan_train(
         "model": config.to_hf(),
         "layout": "stacked",
         "dtype": "bfloat16",
-        "remat": True,
+        "remat": "full",
         "mesh": MeshConfig(**mesh_sizes(mesh), rules=dict(rules)),
         "data": DataConfig(rows=batch_size, length=sequence_length),
         "steps": 1000,
@@ -78,7 +79,8 @@ def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
     )
     with jax.numpy_dtype_promotion("standard"):
         opt_state = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
-    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state)
+    ema = params if config.ema_decay else None
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state, ema=ema)
     return abstract(state, state_shardings(model, config, mesh))
 
 
