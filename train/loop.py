@@ -101,7 +101,7 @@ def _steps(
 ) -> TrainState:
     """All steps that are left, or those until it is asked to stop; a state that is not finite is never saved."""
     first, streams = int(state.step) + 1, config.data.streams
-    step_function = make_step(model, config, mesh)
+    step_function = make_step(model, config, mesh, max(len(data.domain_names), 1))
     with contextlib.ExitStack() as stack:
         reporter = stack.enter_context(_reporting(config, data, mesh, first))
         evaluation = Evaluation(config, model, data, here, layout)
