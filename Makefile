@@ -1,6 +1,7 @@
 # make demo      the main job on the embedded pocket model
 # make test      the whole test suite, without what needs libtpu
 # make test-tpu  programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
+# make stages    pretraining in three stages, in the small: a corpus, general, reasoning, long context; a few minutes
 # make soak      kills a training run ten times and looks whether anything is lost; SOAK_MINUTES=30 goes on so long
 # make check     what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
@@ -13,7 +14,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-tpu soak check format lint types fix clean
+.PHONY: demo test test-tpu stages soak check format lint types fix clean
 
 demo: $(VENV)/.installed
 	@$(RUN) -m qwen3_jax.cli demo
@@ -23,6 +24,13 @@ test: $(VENV)/.installed-dev
 
 test-tpu: $(VENV)/.installed-tpu-plan
 	@$(RUN) -m pytest tests/tpu
+
+STAGES := configs/train/stages/small
+stages: $(VENV)/.installed
+	@$(RUN) -m qwen3_jax.cli corpus runs/corpus
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/1-general.yaml run_dir=runs/stages/1-general
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/2-reasoning.yaml run_dir=runs/stages/2-reasoning init_from=runs/stages/1-general
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/3-long.yaml run_dir=runs/stages/3-long init_from=runs/stages/2-reasoning
 
 soak: $(VENV)/.installed-dev
 	@$(RUN) tests/soak/soak.py $(if $(SOAK_OUT),--out $(SOAK_OUT))
