@@ -2,6 +2,8 @@
 # make test      the whole test suite, without what needs libtpu
 # make test-tpu  programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
 # make test-gpu-plan  programs compiled for GPUs that are not here; downloads XLA's CUDA compiler (220 MB) the first time
+# make stages    pretraining in three stages, in the small: a corpus, general, reasoning, long context; a few minutes
+# make soak      kills a training run ten times and looks whether anything is lost; SOAK_MINUTES=30 goes on so long
 # make check     what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
 
@@ -15,7 +17,7 @@ SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 RUN := $(VENV)/bin/python
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-tpu test-gpu-plan check format lint types fix clean
+.PHONY: demo test test-tpu test-gpu-plan stages soak check format lint types fix clean
 
 demo: $(VENV)/.installed
 	@$(RUN) -m qwen3_jax.cli demo
@@ -28,6 +30,16 @@ test-tpu: $(VENV)/.installed-tpu-plan
 
 test-gpu-plan: $(GPU_VENV)/.installed
 	@$(GPU_VENV)/bin/python -m pytest tests/gpu
+
+STAGES := configs/train/stages/small
+stages: $(VENV)/.installed
+	@$(RUN) -m qwen3_jax.cli corpus runs/corpus
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/1-general.yaml run_dir=runs/stages/1-general
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/2-reasoning.yaml run_dir=runs/stages/2-reasoning init_from=runs/stages/1-general
+	@$(RUN) -m qwen3_jax.cli train $(STAGES)/3-long.yaml run_dir=runs/stages/3-long init_from=runs/stages/2-reasoning
+
+soak: $(VENV)/.installed-dev
+	@$(RUN) tests/soak/soak.py $(if $(SOAK_OUT),--out $(SOAK_OUT))
 
 check: format lint types
 

@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 RUNTIME = [
     "jax>=0.10,<0.13",
     "flax>=0.12.8,<0.13",
+    "grain>=0.2.15,<0.3",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "jaxtyping>=0.3.7",
@@ -17,6 +18,7 @@ RUNTIME = [
     "numpy>=2.0",
     "pyyaml>=6.0",
     "rich>=14.0",
+    "scipy>=1.13",
     "sentencepiece>=0.2",
     "tokenizers>=0.22",
 ]
@@ -25,8 +27,14 @@ RUNTIME = [
 # Python 3.12 and later: install the CPU wheel that PyTorch's own site offers, or go without and those tests skip.
 TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
 
+# Parquet; JSONL, text and ArrayRecord need nothing more. `hf:` sources use `datasets` where it is installed: it brings
+# many packages of its own, so no extra asks for it.
+DATA = ["pyarrow>=20.0"]
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
+LANGUAGE = ["py3langid>=0.4,<0.5"]  # the annotator of that name
+TENSORBOARD = ["tensorboardX>=2.6"]  # writes event files without TensorBoard itself and its server
+WANDB = ["wandb>=0.19"]
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
 # constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
@@ -37,8 +45,11 @@ GPU_PLAN = [
     "nvidia-cuda-nvcc-cu12>=12.8,<13; sys_platform == 'linux'",
 ]
 TEST = [
+    *DATA,
     *HUB,
+    *LANGUAGE,
     *PLOT,
+    *TENSORBOARD,
     "beartype>=0.20",
     "protobuf>=5",
     "psutil>=6.0",
@@ -73,8 +84,12 @@ setup(
         "tpu": ["jax[tpu]"],
         "tpu-plan": TPU_PLAN,
         "gpu-plan": GPU_PLAN,
+        "data": DATA,
         "hub": HUB,
         "plot": PLOT,
+        "language": LANGUAGE,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "test": TEST,
         "dev": DEV,
     },

@@ -21,14 +21,14 @@ from typing import Any, Literal, cast, get_args
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.execution import choose_execution
 from qwen3_jax.expert_dispatch import Dispatch, dispatch
 from qwen3_jax.grouped_matmul import Implementation, grouped_swiglu
 from qwen3_jax.params import Params
-from qwen3_jax.router import RouterReport, Routing, expert_counts, route
+from qwen3_jax.router import RouterReport, Routing, expert_counts, route, row_sums
 from qwen3_jax.sorting import permute, sort_assignments
 from sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
 
@@ -72,11 +72,13 @@ def expert_parallel(
     backend: str = "auto",
     rules: Rules = DEFAULT_RULES,
     form: Form | None = None,
+    counted: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], RouterReport]:
     """`qwen3_jax.moe.moe` on the current mesh; the arguments are the same.
 
     Args:
       form: how tokens meet experts; `choose_form` decides when left out.
+      counted: as in `moe`.
 
     Raises:
       ValueError: an unknown backend, or rules that spread the experts over more than one mesh axis.
@@ -91,13 +93,15 @@ def expert_parallel(
     matrices = tuple(logical_to_spec(axes, rules) for axes in (up, up, down))
     hidden = layout.inner if x.shape[-1] % _size(layout.inner) == 0 else ()
     local = partial(_local, config=config, layout=layout, form=form, implementation=implementation, hidden=hidden)
-    mixed, logits, load = jax.shard_map(
+    return jax.shard_map(
         local,
-        in_specs=(layout.x, PartitionSpec(), *matrices),
-        out_specs=(PartitionSpec(*layout.x[:2], hidden or None), layout.x, PartitionSpec()),
+        in_specs=(layout.x, None if counted is None else PartitionSpec(*layout.x[:2]), PartitionSpec(), *matrices),
+        out_specs=(
+            PartitionSpec(*layout.x[:2], hidden or None),
+            RouterReport(layout.x, PartitionSpec(), None if counted is None else PartitionSpec(layout.x[0])),
+        ),
         check_vma=False,
-    )(x, params["router"], *(params[f"experts_{name}_proj"] for name in ("gate", "up", "down")))
-    return mixed, RouterReport(logits, load)
+    )(x, counted, params["router"], *(params[f"experts_{name}_proj"] for name in ("gate", "up", "down")))
 
 
 def choose_form(layout: Layout, config: ModelConfig) -> Form:
@@ -157,6 +161,7 @@ def _size(axes: tuple[str, ...]) -> int:
 
 def _local(
     x: Array,
+    counted: Array | None,
     router: Array,
     gate: Array,
     up: Array,
@@ -167,21 +172,26 @@ def _local(
     form: Form,
     implementation: Implementation,
     hidden: tuple[str, ...],
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, RouterReport]:
     """What one device does; `hidden` are the mesh axes that the model's dimension of the result is split over."""
     tokens = x.reshape(-1, x.shape[-1])
     run = _dispatched if form == "dispatch" else _gathered
-    mixed, logits, load = run(tokens, router, (gate, up, down), config, layout, implementation)
+    mixed, routing, load = run(tokens, router, (gate, up, down), config, layout, implementation)
     if hidden:  # each device has a part of the features, so a part of every sum
         mixed = jax.lax.psum_scatter(mixed, hidden, scatter_dimension=1, tiled=True)
     elif layout.inner:
         mixed = jax.lax.psum(mixed, layout.inner)
-    return mixed.astype(x.dtype).reshape(*x.shape[:2], -1), logits.reshape(*x.shape[:2], -1), load
+    rows = None
+    if counted is not None:
+        rows, axes = row_sums(routing, counted), layout.x[1]
+        rows = jax.tree.map(lambda part: jax.lax.psum(part, axes), rows) if axes else rows
+    report = RouterReport(routing.logits.reshape(*x.shape[:2], -1), load, rows)
+    return mixed.astype(x.dtype).reshape(*x.shape[:2], -1), report
 
 
 def _dispatched(
     x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: Layout, implementation: Any
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Routing, Array]:
     per_token = config.num_experts_per_tok
     routing = route(x, router, per_token, config.norm_topk_prob)
     rows, worst = round_rows(x.shape[0], per_token, layout.devices, matrices[0].shape[0], x.shape[1] * x.itemsize)
@@ -197,12 +207,12 @@ def _dispatched(
     )
     mixed = dispatch(plan, x, routing.weights, routing.experts, *matrices)
     load = expert_counts(routing.experts, config.num_experts)
-    return mixed, routing.logits, jax.lax.psum(load, layout.tokens) if layout.tokens else load
+    return mixed, routing, jax.lax.psum(load, layout.tokens) if layout.tokens else load
 
 
 def _gathered(
     x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: Layout, implementation: Any
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Routing, Array]:
     axis, spread = layout.experts, layout.experts in layout.tokens
     assert axis is not None
     everyones = jax.lax.all_gather(x, axis, tiled=True) if spread else x
@@ -216,10 +226,11 @@ def _gathered(
     others = tuple(name for name in layout.tokens if name != axis)
     load = jax.lax.psum(load, others) if others else load
     if not spread:
-        return jax.lax.psum(mixed, axis), routing.logits, load
+        return jax.lax.psum(mixed, axis), routing, load
     mixed = jax.lax.psum_scatter(mixed, axis, scatter_dimension=0, tiled=True)
     mine = jax.lax.axis_index(axis) * x.shape[0]
-    return mixed, jax.lax.dynamic_slice_in_dim(routing.logits, mine, x.shape[0]), load
+    own = Routing(*(jax.lax.dynamic_slice_in_dim(part, mine, x.shape[0]) for part in routing))
+    return mixed, own, load
 
 
 def _own_experts(

@@ -61,8 +61,12 @@ def save_pretrained(
       max_shard_size: bytes, or such as "5GB" and "200MB"; more becomes several files and an index.
 
     Raises:
-      ValueError: parameters that are not this model's, or a size that can not be read.
+      ValueError: parameters that are not this model's, a model without QK-Norm, or a size that can not be read.
     """
+    if not model.qk_norm:
+        raise ValueError(
+            "qk_norm must be True to export, got False: no config.json says it, keep the run's checkpoints"
+        )
     limit = parse_size(max_shard_size)
     tensors = _pending(model.config, params)
     config = config_json(model.config, tensors[0].dtype, model.generation)

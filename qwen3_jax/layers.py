@@ -8,6 +8,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.linear import linear
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
+from qwen3_jax.remat import keep
 from qwen3_jax.rope import apply_rope
 from sharding import target_platform
 
@@ -34,13 +35,22 @@ def project_qkv(
     x: Float[Array, "B T D"],
     rope: tuple[Float[Array, "B T H2"], Float[Array, "B T H2"]],
     placement: Placement,
+    qk_norm: bool = True,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Queries and keys normed per head, then turned; values as they are. Keys and values are copied where fewer heads
-    than devices share them (K is then `num_key_value_heads * placement.kv_repeats`)."""
-    heads = (*x.shape[:2], -1, config.head_dim)
-    q = rms_norm(linear(x, params["q_proj"]).reshape(heads), params["q_norm"], config.rms_norm_eps)
-    k = rms_norm(linear(x, params["k_proj"]).reshape(heads), params["k_norm"], config.rms_norm_eps)
-    v = linear(x, params["v_proj"]).reshape(heads)
+    than devices share them (K is then `num_key_value_heads * placement.kv_repeats`).
+
+    Args:
+      qk_norm: False leaves the norm of queries and keys out, which no Qwen3 does: for ablations.
+    """
+
+    def project(name: str) -> Array:
+        return keep("attention", linear(x, params[name])).reshape(*x.shape[:2], -1, config.head_dim)
+
+    q, k, v = project("q_proj"), project("k_proj"), project("v_proj")
+    if qk_norm:
+        q = rms_norm(q, params["q_norm"], config.rms_norm_eps)
+        k = rms_norm(k, params["k_norm"], config.rms_norm_eps)
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     if placement.kv_repeats > 1:
         k, v = (jnp.repeat(heads, placement.kv_repeats, axis=2) for heads in (k, v))

@@ -24,7 +24,9 @@ from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_fro
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
 from qwen3_jax.placement import ONE_DEVICE, Placement
+from qwen3_jax.remat import Remat, keep, rematerialise
 from qwen3_jax.rope import rope_cos_sin
+from qwen3_jax.router import RowSums
 
 
 @flax.struct.dataclass
@@ -38,6 +40,7 @@ class ModelOutput:
       router_logits: one [n, B, T, E] array a sparse run of n layers (n = 1 for each layer of the unrolled layout);
         empty for a dense model.
       expert_load: likewise int32[n, E], how many assignments each expert got, over all devices.
+      router_rows: likewise [n, B, E] sums of what real tokens chose, with `output_router_rows`; else empty.
     """
 
     logits: Float[Array, "B kept V"]
@@ -45,6 +48,7 @@ class ModelOutput:
     cache: KVCache | None
     router_logits: tuple[Array, ...]
     expert_load: tuple[Array, ...]
+    router_rows: tuple[RowSums, ...] = ()
 
 
 @flax.struct.dataclass
@@ -56,6 +60,7 @@ class Context:
     mask: Bool[Array, "B T S"] | None  # None where a kernel does without
     documents: Int[Array, "B T"] | None  # what the kernel is told instead: whose token it is; None: one document a row
     slot: Int[Array, ""] | None  # first cache slot to write; None without a cache
+    counted: Bool[Array, "B T"] | None = None  # tokens whose routing is summed up by rows
 
 
 def declare(module: nn.Module, specs: dict[str, ParamSpec], config: ModelConfig, dtype: Any) -> dict[str, Array]:
@@ -101,6 +106,7 @@ class DecoderLayer(nn.Module):
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
+    qk_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -112,7 +118,7 @@ class DecoderLayer(nn.Module):
         eps, place = self.config.rms_norm_eps, self.placement.constrain
 
         normed = rms_norm(x, params["input_layernorm"], eps)
-        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement)
+        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement, self.qk_norm)
         if ctx.mask is None:
             attended = self_attention(q, k, v, ctx.documents, self.attention_backend, self.placement.rules)
         elif ctx.slot is None or keys is None or values is None:
@@ -131,13 +137,14 @@ class DecoderLayer(nn.Module):
             values = write_layer(values, v, ctx.slot, self.placement)
             attended = attention(q, keys, values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
-        x = place(x + linear(attended, params["o_proj"]), "batch", "sequence", None)
+        x = place(x + keep("attention", linear(attended, params["o_proj"])), "batch", "sequence", None)
 
         normed = rms_norm(x, params["post_attention_layernorm"], eps)
         if not self.sparse:
             mixed, routing = swiglu(params, normed, self.placement), None
         else:
-            mixed, routing = moe(normed, params, self.config, self.moe_backend, self.placement.rules)
+            rules = self.placement.rules
+            mixed, routing = moe(normed, params, self.config, self.moe_backend, rules, ctx.counted)
         return (place(x + mixed, "batch", "sequence", None), keys, values), routing
 
 
@@ -149,23 +156,27 @@ class Qwen3(nn.Module):
       layout: layout of the parameters `init` makes; `apply` accepts both.
       moe_backend: how experts run, see `qwen3_jax.moe`.
       attention_backend: how whole sequences without a cache attend, see `qwen3_jax.kernels`.
-      remat: rematerialise each layer in the backward pass.
+      remat: what of a layer is computed again in the backward pass, see `qwen3_jax.remat`.
       param_dtype: dtype of the parameters `init` makes.
       dtype: dtype of the activations; None takes that of the parameters. Training keeps float32 parameters and computes
         in bfloat16.
       placement: how the model lies on a mesh, see `qwen3_jax.place`.
       generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
+      qk_norm: False leaves the norm of queries and keys out, for ablations. Its scales stay among the parameters, at
+        one and without a gradient, so that layouts, optimizer and checkpoints are the same; `save_pretrained` refuses
+        such a model, because no config.json can say it.
     """
 
     config: ModelConfig
     layout: Layout = "stacked"
     moe_backend: str = "auto"
     attention_backend: str = "auto"
-    remat: bool = False
+    remat: Remat = "none"
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
     generation: GenerationDefaults = GenerationDefaults()
+    qk_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -176,6 +187,7 @@ class Qwen3(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         logits_to_keep: int = 0,
+        output_router_rows: bool = False,
     ) -> ModelOutput:
         """Runs the network.
 
@@ -187,6 +199,7 @@ class Qwen3(nn.Module):
           segment_ids: int32[B, T], the document of each token in a packed row; no attention across documents.
           cache: keys and values so far; the T tokens are added to it.
           logits_to_keep: only the last so many positions get logits; 0 keeps all (Hugging Face's name).
+          output_router_rows: give `router_rows`, for a load-balancing loss.
 
         Raises:
           ValueError: `segment_ids` together with `cache`, or an unknown backend.
@@ -221,6 +234,7 @@ class Qwen3(nn.Module):
             mask=None if mask is None else place(mask, "batch", "sequence", "cache_length"),
             documents=None if documents is None else place(documents, "batch", "sequence"),
             slot=slot,
+            counted=real if output_router_rows else None,
         )
 
         # Looked up in the columns that each device keeps: what travels is the tokens' rows and not the table.
@@ -238,6 +252,7 @@ class Qwen3(nn.Module):
             cache=cache,
             router_logits=tuple(routing.logits for routing in routings),
             expert_load=tuple(routing.load for routing in routings),
+            router_rows=tuple(routing.rows for routing in routings if routing.rows is not None),
         )
 
     def _layers(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
@@ -257,7 +272,7 @@ class Qwen3(nn.Module):
         return x, constrain_cache(cache, self.placement), routings
 
     def _unrolled(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
-        layer_class = nn.remat(DecoderLayer, prevent_cse=True) if self.remat else DecoderLayer
+        layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=True)
         new_keys, new_values, routings = [], [], []
         for i in range(self.config.num_hidden_layers):
             layer = layer_class(**self._of_layer(self.config.is_sparse(i)), name=f"layers_{i}")
@@ -269,7 +284,7 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _stacked(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
-        layer_class = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=False)
         new_keys, new_values, routings = [], [], []
         for i, (sparse, length) in enumerate(self.config.segments):
             scanned = nn.scan(
@@ -288,5 +303,5 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement")
+        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm")
         return {"sparse": sparse, **{name: getattr(self, name) for name in names}}

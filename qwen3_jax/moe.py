@@ -6,7 +6,7 @@ Dimensions: T tokens, X experts per token, A = T * X assignments, E experts, D m
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.execution import BACKENDS as BACKENDS
@@ -18,12 +18,18 @@ from qwen3_jax.router import RouterReport as RouterReport
 from qwen3_jax.router import Routing as Routing
 from qwen3_jax.router import expert_counts as expert_counts
 from qwen3_jax.router import route as route
+from qwen3_jax.router import row_sums as row_sums
 from qwen3_jax.sorting import permute, sort_assignments
 from sharding import DEFAULT_RULES, Rules, current_mesh
 
 
 def moe(
-    x: Float[Array, "B T D"], params: Params, config: ModelConfig, backend: str = "auto", rules: Rules = DEFAULT_RULES
+    x: Float[Array, "B T D"],
+    params: Params,
+    config: ModelConfig,
+    backend: str = "auto",
+    rules: Rules = DEFAULT_RULES,
+    counted: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], RouterReport]:
     """Routes each token and mixes what its experts make of it.
 
@@ -33,12 +39,13 @@ def moe(
       config: `num_experts_per_tok` and `norm_topk_prob` of it.
       backend: how the experts run, see `choose_execution`.
       rules: where things are on the current mesh, when there is one.
+      counted: the tokens whose choices the report sums up by rows; None: no sums.
 
     Raises:
       ValueError: an unknown backend.
     """
     if current_mesh() is not None:
-        return expert_parallel(x, params, config, backend, rules)
+        return expert_parallel(x, params, config, backend, rules, counted=counted)
     tokens = x.reshape(-1, x.shape[-1])
     routing = route(tokens, params["router"], config.num_experts_per_tok, config.norm_topk_prob)
     execution = choose_execution(backend)
@@ -50,7 +57,8 @@ def moe(
         else:
             mixed = _grouped(tokens, params, routing, execution)
     load = expert_counts(routing.experts, config.num_experts)
-    return mixed.reshape(x.shape), RouterReport(routing.logits.reshape(*x.shape[:2], -1), load)
+    rows = None if counted is None else row_sums(routing, counted)
+    return mixed.reshape(x.shape), RouterReport(routing.logits.reshape(*x.shape[:2], -1), load, rows)
 
 
 def _reference(x: Array, params: Params, routing: Routing) -> Array:

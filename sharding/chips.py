@@ -88,6 +88,28 @@ CHIPS = {
 }
 
 
+# jax.Device.device_kind as the runtimes spell it (TPU: libtpu; GPU: the board's name). The table's GPUs are SXM boards;
+# a PCIe board of the same name does less and is not listed. Nor is TPU v4, where a chip is one device or two.
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bf16 operations a second of one JAX device at the published peak; None for a kind that is not in the table."""
+    name = _KINDS.get(device_kind)
+    return None if name is None else CHIPS[name].flops / CHIPS[name].devices
+
+
 def find_chip(name: str) -> Chip:
     """The chip of this name.
 

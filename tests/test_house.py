@@ -118,7 +118,8 @@ DISTRIBUTION = {"orbax": "orbax-checkpoint", "yaml": "pyyaml", "mpl_toolkits": "
 
 def test_the_packages_import_only_what_setup_declares_and_nothing_is_declared_in_vain():
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
-    optional = {canonicalize_name(requirement.name) for requirement in requirements("hub", "plot")}
+    extras = ("hub", "language", "plot", "tensorboard", "wandb")
+    optional = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
     outside = {name.split(".")[0] for path in MODULES for name in imports_of(path)} - set(ORDER)
     used = {DISTRIBUTION.get(name, name) for name in outside - set(sys.stdlib_module_names)}
     used = {canonicalize_name(name) for name in used}

@@ -1,32 +1,49 @@
-"""Training state on disk: orbax, atomic, with the place in the data beside the arrays.
+"""Training state on disk: orbax, asynchronous and atomic, with the place in the data beside the arrays.
 
 With many processes each writes its own part of the arrays into the one directory, which all of them must see.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from sharding.processes import first_does
 from train.step import TrainState
+
+_UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
-    """The checkpoints of one run; use as a context manager, so that pending writes end."""
+    """The checkpoints of one run; use as a context manager, so that pending writes end.
+
+    Raises:
+      OSError: the disk is full (ENOSPC), wherever that shows: in `save`, in `check` after it, or at the end. The
+        newest whole checkpoint is still there.
+    """
 
     def __init__(self, directory: Path, keep: int) -> None:
-        directory = directory.absolute()
-        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory.absolute()
+        first_does(self._clean)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            with self._full_disk_in_one_line():
+                self._manager.close()
+        except Exception:
+            if kind is None:  # else what went wrong first is what counts
+                raise
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -43,11 +60,63 @@ class Checkpoints:
             return
         data = {"streams": list(places())}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        self._manager.save(step, args=items)
+        with self._full_disk_in_one_line():
+            self._manager.save(step, args=items)
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything did."""
+        with self._full_disk_in_one_line():
+            self._manager.check_for_errors()
 
     def restore(self, like: TrainState) -> tuple[TrainState, list[Any]]:
-        """The newest checkpoint, in the shapes, dtypes and shardings of `like`."""
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like` (of arrays or `ShapeDtypeStruct`)."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         restored = self._manager.restore(self._manager.latest_step(), args=items)
         return restored.state, restored.data["streams"]
+
+    def _clean(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in self._directory.glob(_UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _full_disk_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            if jax.process_count() == 1:  # another may still be writing
+                self._clean()  # gives the room back that the unfinished checkpoint took
+            steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+            newest = f"the newest whole checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+            text = f"No space left on device: {newest}; make room and run the same command to go on"
+            raise OSError(errno.ENOSPC, text, str(self._directory)) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is behind an error; the libraries that write wrap it, some in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def committed(directory: Path, step: int | None = None) -> tuple[int, Path]:
+    """A step that has a whole checkpoint (`step`, or the newest) and where its state lies; the run may be going on.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: not of this step; those that are there are named.
+    """
+    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"{directory} must hold a checkpoint, got none: train first")
+    if step is not None and step not in steps:
+        raise ValueError(f"--step must be one of the checkpoints {steps}, got {step}: choose one of them")
+    found = steps[-1] if step is None else step
+    return found, directory.absolute() / str(found) / "state"

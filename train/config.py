@@ -6,12 +6,16 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
-
+from qwen3_jax.execution import BACKENDS
+from qwen3_jax.kernels import ATTENTION_BACKENDS
+from qwen3_jax.model_configs import load_model_config
+from qwen3_jax.remat import Remat
 from sharding import MeshConfig
+from train.overlays import apply, parse_overrides, read_overlays
 from train.settings import (
+    AblationConfig,
     DataConfig,
     EvaluationConfig,
     LoraConfig,
@@ -33,7 +37,10 @@ class TrainConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json; with init_from: keys that change
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
-    remat: bool = False  # compute each layer again in the backward pass instead of keeping what it made
+    # What of each layer is computed again in the backward pass instead of kept, see qwen3_jax.remat.
+    remat: Remat = dataclasses.field(default="none", metadata={"aliases": {True: "full", False: "none"}})
+    attention_backend: str = "auto"  # see qwen3_jax.kernels
+    moe_backend: str = "auto"  # see qwen3_jax.execution
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
     ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
@@ -43,6 +50,7 @@ class TrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
+    ablation: AblationConfig = dataclasses.field(default_factory=AblationConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
     checkpoint_every: int = 200  # steps
@@ -52,6 +60,15 @@ class TrainConfig:
         for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        for name, known in (
+            ("remat", get_args(Remat)),
+            ("attention_backend", ATTENTION_BACKENDS),
+            ("moe_backend", BACKENDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}: choose one")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}: correct the configuration")
         if self.data.rows % (self.data.streams * self.micro_batches):
             raise ValueError(
                 f"data.rows must be a multiple of data.streams={self.data.streams} times micro_batches="
@@ -62,26 +79,23 @@ class TrainConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML).
 
+    A file may name another as its `base` (relative to itself) and say only what differs, see `train.overlays`;
+    `model.base` names a release of configs/model, or a file in the form of config.json, that the other keys of `model`
+    change.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: not a mapping, an unknown key (the nearest key is named), a value of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist: no such training configuration, see configs/train")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}: correct the file") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(values).__name__}: correct the file")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(
-                f"an override must be key=value, got {override!r}: write e.g. optimizer.learning_rate=1e-3"
-            )
-        _assign(values, key.split("."), yaml.safe_load(text))
+    return from_values(apply(read_overlays(path), parse_overrides(overrides)))
+
+
+def from_values(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from nested plain values, `model.base` resolved; raises as `load_config`."""
+    model = values.get("model")
+    if isinstance(model, Mapping) and "base" in model:
+        changes = {key: value for key, value in model.items() if key != "base"}
+        values = {**values, "model": load_model_config(model["base"]).to_hf() | changes}
     config = parse(TrainConfig, values)
     assert isinstance(config, TrainConfig)
     return config
@@ -90,12 +104,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises."""
     hints = typing.get_type_hints(kind)
+    aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
     arguments = {}
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
             raise ValueError(f"{prefix}{key} is not a key of the configuration: did you mean {prefix}{near[0]}?")
+        if isinstance(value, bool):  # what older files say
+            value = aliases[key].get(value, value)
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    for field in dataclasses.fields(kind):
+        if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
     return kind(**arguments)
 
 
@@ -108,14 +128,6 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return plain(dataclasses.asdict(config))
-
-
-def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"{'.'.join(path)} can not be set: {key} is a value, not a section; correct the override")
-    values[path[-1]] = value
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """The training step, compiled for devices that are not here."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from train.step import TrainState, make_model, make_step, state_shardings
 def plan_train(
     config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int, **changes: Any
 ) -> tuple[Outcome, dict[str, int]]:
-    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, rematerialised.
+    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, every layer
+    rematerialised (remat "full").
 
     For GPUs attention is XLA's form: cuDNN's can be compiled only where cuDNN is.
 
@@ -38,19 +40,27 @@ def plan_train(
         "model": config.to_hf(),
         "layout": "stacked",
         "dtype": "bfloat16",
-        "remat": True,
+        "remat": "full",
         "mesh": MeshConfig(**mesh_sizes(mesh), rules=dict(rules)),
         "data": DataConfig(rows=batch_size, length=sequence_length),
         "steps": 1000,
     }
-    train = TrainConfig(**(settings | changes))
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    model = make_model(train, mesh).clone(attention_backend="xla" if on_gpu else "auto")
+    return plan_run(TrainConfig(**(settings | changes)), mesh)
+
+
+def plan_run(train: TrainConfig, mesh: Mesh) -> tuple[Outcome, dict[str, int]]:
+    """The step of a training configuration, on the mesh that its own sizes make of the devices that are planned for.
+
+    Returns, raises: as `plan_train`.
+    """
+    if mesh.devices.flat[0].platform == "gpu":
+        train = dataclasses.replace(train, attention_backend="xla")
+    model = make_model(train, mesh)
     state = abstract_state(model, train, mesh)
     layout = named_sharding(mesh, ("batch", "sequence"), model.placement.rules)
 
     def row(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=layout)
+        return jax.ShapeDtypeStruct((train.data.rows, train.data.length), dtype, sharding=layout)
 
     batch = Batch(
         tokens=row(jnp.int32),
@@ -74,7 +84,8 @@ def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
     )
     with jax.numpy_dtype_promotion("standard"):
         opt_state = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
-    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state)
+    ema = params if config.ema_decay else None
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state, ema=ema)
     return abstract(state, state_shardings(model, config, mesh))
 
 

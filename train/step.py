@@ -1,6 +1,7 @@
 """One training step: state -> state, jitted once, the old state donated."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
@@ -19,7 +20,8 @@ from qwen3_jax.placement import Placement, place
 from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
-from train.loss import cross_entropy
+from train.objective import batch_loss as batch_loss
+from train.objective import objective
 from train.optimizer import make_optimizer, schedule
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
@@ -33,78 +35,86 @@ class TrainState:
       step: steps done.
       params: the model's parameters.
       opt_state: the optimizer's.
+      ema: exponential moving average of the parameters, when `ema_decay` is set.
     """
 
     step: Any  # int32[]; not Int[Array, ""]: orbax restores into a tree of ShapeDtypeStructs
     params: Any
     opt_state: Any
+    ema: Any = None
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Of one step."""
+    """Of one step; those of the loss are `train.objective.Report`'s.
+
+    Attributes:
+      grad_norm: float32[], before clipping.
+      learning_rate: float32[], the rate of this step.
+      finite: bool[], whether loss and gradient were; with `on_non_finite: skip` the step did nothing where not.
+    """
 
     loss: Float[Array, ""]
-    tokens: Float[Array, ""]  # tokens the loss was taken on
+    tokens: Float[Array, ""]
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    expert_load: tuple[Array, ...]  # int32[n, E] a run of sparse layers: assignments each expert got
-
-
-def batch_loss(
-    model: Qwen3, params: Any, batch: Batch, chunk: int
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
-    """Mean cross-entropy over the batch's counted tokens; their number and the experts' load."""
-    out = model.apply(
-        {"params": params},
-        batch.tokens,
-        attention_mask=batch.segment_ids > 0,
-        segment_ids=batch.segment_ids,
-        logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
-    )
-    head = params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
-    rules = model.placement.rules
-    total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, rules)
-    return total / jnp.maximum(count, 1.0), (count, out.expert_load)
+    expert_load: tuple[Array, ...]
+    balance_loss: Float[Array, ""] | None = None
+    z_loss: Float[Array, ""] | None = None
+    domain_loss: Float[Array, " domains"] | None = None
+    domain_tokens: Float[Array, " domains"] | None = None
+    finite: Bool[Array, ""] | None = None
 
 
 def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
     """The network to train, as it lies on the mesh.
 
     Raises:
-      ValueError: the mesh does not divide the model or the batch.
+      ValueError: the mesh does not divide the model or the batch, or a setting has no effect on a dense model.
     """
     architecture = ModelConfig.from_hf(config.model)
+    if config.loss.balance_coefficient is not None and not any(sparse for sparse, _ in architecture.segments):
+        raise ValueError(
+            f"loss.balance_coefficient has an effect only on a model with experts, got "
+            f"{config.loss.balance_coefficient} for a dense one: remove it"
+        )
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:
         for name, size, axis in (("rows", config.data.rows, "batch"), ("length", config.data.length, "sequence")):
             ways = math.prod(mesh.shape[axis] for axis in axes_of(axis, placement.rules))
-            if size % ways:
+            parts = config.micro_batches if name == "rows" else 1
+            if size % (ways * parts):
+                each = f" in each of {parts} micro-batches" if parts > 1 else ""
                 raise ValueError(
-                    f"data.{name} must divide over the {ways} devices of {axes_of(axis, placement.rules)}, got {size}: "
-                    "change it or the mesh"
+                    f"data.{name} must divide over the {ways} devices of {axes_of(axis, placement.rules)}{each}, got "
+                    f"{size}: change it or the mesh"
                 )
     return Qwen3(
         architecture,
         layout=config.layout,
+        moe_backend=config.moe_backend,
+        attention_backend=config.attention_backend,
         remat=config.remat,
         dtype=jnp.dtype(config.dtype),
         placement=placement,
+        qk_norm=config.ablation.qk_norm,
     )
 
 
-def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:
-    """Fresh parameters and optimizer, from the seed; each device makes its own part."""
+def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, params: Any = None) -> TrainState:
+    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part."""
 
-    def init() -> TrainState:
-        params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+    def init(params: Any) -> TrainState:
+        if params is None:
+            params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
         with jax.numpy_dtype_promotion("standard"):
             opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+        ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None  # its own memory: the step donates both
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema)
 
     if mesh is None:
-        return init()
-    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh))()
+        return init(params)
+    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh), donate_argnums=0)(params)
     return state
 
 
@@ -127,30 +137,39 @@ def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda _, sharding: sharding, opt_shapes, params, transform_non_params=lambda _: whole
     )
-    return TrainState(step=whole, params=params, opt_state=opt_state)
+    return TrainState(step=whole, params=params, opt_state=opt_state, ema=params if config.ema_decay else None)
 
 
 def make_step(
-    model: Qwen3, config: TrainConfig, mesh: Mesh | None = None
+    model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, num_domains: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; to be called under `jax.set_mesh(mesh)` when there is a mesh."""
+    """The jitted step; to be called under `jax.set_mesh(mesh)` when there is a mesh.
+
+    Args:
+      num_domains: losses are reported for so many domains (the numbers in `Batch.domains`).
+    """
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = schedule(config.optimizer, config.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
-        (loss, (tokens, expert_load)), grads = jax.value_and_grad(
-            lambda params: batch_loss(model, params, batch, config.loss.chunk), has_aux=True
+        (_, report), grads = jax.value_and_grad(
+            lambda params: objective(model, params, batch, config.loss, config.micro_batches, num_domains), has_aux=True
         )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             grad_norm = optax.tree.norm(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
             params = optax.apply_updates(state.params, updates)
             learning_rate = jnp.asarray(rate(state.step), jnp.float32)
-        metrics = Metrics(
-            loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=learning_rate, expert_load=expert_load
-        )
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+            ema = state.ema if state.ema is None else optax.incremental_update(params, state.ema, 1 - config.ema_decay)
+        # A gradient is not finite where the z-loss or the balance loss is not, which `loss` does not show.
+        finite = jnp.isfinite(report.loss) & jnp.isfinite(grad_norm)
+        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        if config.on_non_finite == "skip":
+            kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+            new = dataclasses.replace(kept, step=new.step)
+        metrics = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+        return new, Metrics(**metrics, grad_norm=grad_norm, learning_rate=learning_rate, finite=finite)
 
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)

@@ -1,7 +1,7 @@
 """The command line, `qwen3-jax COMMAND ...`: the top of the house, which nothing imports.
 
 Exit status: 0 on success, 2 with one line on stderr for a user's mistake, 1 with one line where the machine gave out
-(memory, a loss that is not finite), 130 after Ctrl-C.
+(memory, a full disk, a loss that is not finite), 130 after Ctrl-C.
 """
 
 import importlib
@@ -21,6 +21,11 @@ COMMANDS = {
     "inspect": "say what a checkpoint is: architecture, sizes, tokenizer, and anything odd",
     "convert": "write a checkpoint anew: another dtype, other shard sizes",
     "train": "train a model from a configuration",
+    "export": "write the model of a training run as it was at a checkpoint",
+    "corpus": "make a small multilingual corpus with labels, from a seed",
+    "annotate": "give labels to the examples of a corpus",
+    "mixture": "fit the weights of a data mixture from small proxy runs",
+    "ablate": "run a grid of training runs with seeds from a file, and tabulate it",
     "demo": "both modes and the thinking budget on the embedded pocket model",
     "plan": "what a model needs on a TPU slice, compiled without the slice",
 }

@@ -1,6 +1,7 @@
 """Where errors become one line and an exit status."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 SUCCESS, BROKEN, MISTAKE = 0, 1, 2
-TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 0
 
 
@@ -27,8 +27,6 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
             sys.stdout.flush()
             return status
         except SystemExit as leave:  # argparse after --help; rich, with 1, when the reader of our output has left
-            if leave.code == TERMINATED:
-                return TERMINATED
             return PIPE_CLOSED if leave.code else SUCCESS
         except KeyboardInterrupt:
             print(file=sys.stderr)
@@ -67,7 +65,8 @@ def explain(error: Exception) -> tuple[int | None, str]:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
-        return MISTAKE, f"{name}{error.strerror}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return BROKEN if full else MISTAKE, f"{name}{error.strerror}"
     if isinstance(error, (ValueError, OSError)):
         return MISTAKE, text or type(error).__name__
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():

@@ -17,6 +17,7 @@ FLOPs are of all chips.
 
 examples:
   qwen3-jax plan --model qwen3-0.6b --mesh fsdp=8 --topology v5e:2x4 --mode train --sequence-length 4096 --batch-size 8
+  qwen3-jax plan --config configs/train/stages/1-general.yaml --topology v5p:4x4x8 data.rows=512
   qwen3-jax plan --model qwen3-32b --search --topology v5p:2x2x2 --mode decode --sequence-length 32768 --batch-size 8
   qwen3-jax plan --model qwen3-8b --mesh fsdp=8 --topology h100:1x8 --mode train --sequence-length 4096 --batch-size 8
 """
@@ -26,6 +27,14 @@ def parser() -> Parser:
     """The arguments of this command."""
     result = Parser(
         "plan", "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.", _EPILOG
+    )
+    result.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a training configuration: its model, mesh, batch, optimizer ... (--mode train)",
+    )
+    result.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values that replace those of --config"
     )
     result.add_argument(
         "--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint"
@@ -48,23 +57,28 @@ def parser() -> Parser:
         "--search", action="store_true", help=f"try all legal meshes by arithmetic, compile the best {_FINALISTS}"
     )
     result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    result.set_defaults(train=None)
     return result
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on an accelerator, not even where there is one
+    if args.config is not None:
+        _take_config(args)
+    elif args.overrides:
+        raise UsageError(f"key=value must come with --config, got {args.overrides[0]!r} without: use the flags")
     for name in ("model", "topology", "mode", "sequence_length", "batch_size"):
         if getattr(args, name) is None:
             raise UsageError(f"--{name.replace('_', '-')} is needed, got none: see qwen3-jax plan --help")
     if args.mode not in ("train", "prefill", "decode"):
         raise UsageError(f"--mode must be train, prefill or decode, got {args.mode!r}: choose one")
-    if (args.mesh is None) != args.search:
+    if args.train is None and (args.mesh is None) != args.search:
         got = "both" if args.search else "neither"
         raise UsageError(f"one of --mesh and --search is needed, got {got}: see qwen3-jax plan --help")
     for name in ("sequence_length", "batch_size", "num_slices"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}: correct it")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on an accelerator, not even where there is one
     from qwen3_jax.cli.common import print_json
 
     plan = _search(args) if args.search else _plan(args, args.mesh)
@@ -75,21 +89,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace, mesh_text: str) -> dict[str, Any]:
+def _take_config(args: argparse.Namespace) -> None:
+    """Fills the flags in from a training configuration; `args.train` is the configuration."""
+    for name in ("model", "sequence_length", "batch_size"):
+        if getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} must be left out with --config, got both: the file says it, or key=value")
+    if args.search or args.mode not in (None, "train"):
+        raise UsageError("--config must go with --mode train and a mesh, got another mode or --search: plan by --model")
+    from qwen3_jax.cli.train import config_file
+    from train import load_config
+
+    train = load_config(config_file(args.config), args.overrides)
+    args.train, args.mode, args.model = train, "train", args.config
+    args.sequence_length, args.batch_size = train.data.length, train.data.rows
+
+
+def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     import dataclasses
 
     from infer.plan import plan_decode, plan_prefill
     from qwen3_jax.cli.options import read_mesh
+    from qwen3_jax.config import ModelConfig
     from qwen3_jax.plans import Request, describe
     from sharding.topology import parse_topology, topology_devices
-    from train.plan import plan_train
+    from train.plan import plan_run, plan_train
 
     topology = parse_topology(args.topology, args.num_slices)
-    mesh_config = read_mesh(mesh_text)
+    mesh_config = args.train.mesh if mesh_text is None else read_mesh(mesh_text)
     if args.num_slices > 1:
         mesh_config = dataclasses.replace(mesh_config, slices=args.num_slices)
     mesh_config.resolve(topology.num_devices)
-    config = _model(args.model)
+    config = _model(args.model) if args.train is None else ModelConfig.from_hf(args.train.model)
     mesh = mesh_config.build(topology_devices(topology))
     request = Request(
         model=args.model,
@@ -102,7 +133,9 @@ def _plan(args: argparse.Namespace, mesh_text: str) -> dict[str, Any]:
     )
     asked = (config, mesh, mesh_config.table, args.sequence_length, args.batch_size)
     calls = 1
-    if args.mode == "train":
+    if args.train is not None:
+        outcome, held = plan_run(dataclasses.replace(args.train, mesh=mesh_config), mesh)
+    elif args.mode == "train":
         outcome, held = plan_train(*asked)
     elif args.mode == "decode":
         outcome, held = plan_decode(*asked)

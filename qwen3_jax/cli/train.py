@@ -8,8 +8,9 @@ from qwen3_jax.cli.arguments import Parser
 from qwen3_jax.cli.options import add_mesh_option, add_process_options, read_mesh, start_processes
 
 _EPILOG = """\
-A run that was stopped goes on where it was when the same command is given again. The model is exported in Hugging Face
-form when it is done, and the path of that directory is printed.
+A run that was stopped or killed goes on from its last checkpoint when the same command is given again. SIGTERM saves
+and leaves with 0. The model is exported in Hugging Face form when the run is done, and the path of that directory is
+printed; `qwen3-jax export` writes it from any checkpoint.
 
 On many hosts the same command runs on each of them; run_dir must be a directory that all of them see.
 
@@ -30,6 +31,12 @@ def parser() -> Parser:
         default=[],
         help="values that replace the file's, by their dotted names",
     )
+    result.add_argument(
+        "--profile-steps",
+        metavar="FIRST:LAST",
+        type=_steps,
+        help="trace these steps into run_dir/profile, for TensorBoard or Perfetto (report.profile_steps)",
+    )
     add_mesh_option(result)
     add_process_options(result)
     return result
@@ -41,18 +48,29 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.compile_cache import enable_compile_cache
     from sharding.processes import is_first
 
-    config = train.load_config(_config_file(args.config), args.overrides)
+    config = train.load_config(config_file(args.config), args.overrides)
     if args.mesh is not None:
         config = dataclasses.replace(config, mesh=read_mesh(args.mesh))
+    if args.profile_steps is not None:
+        report = dataclasses.replace(config.report, profile_steps=args.profile_steps)
+        config = dataclasses.replace(config, report=report)
     start_processes(args)
     enable_compile_cache()
     directory = train.run(config)
-    if is_first():
+    if is_first() and directory is not None:
         print(directory)
     return 0
 
 
-def _config_file(name: str) -> Path:
+def _steps(text: str) -> tuple[int, ...]:
+    """In: "10:20"     Out: (10, 20)"""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be FIRST:LAST such as 10:20, got {text!r}")
+    return int(first), int(last)
+
+
+def config_file(name: str) -> Path:
     """A path as it stands; a bare name means a file of configs/train, which an installed wheel holds too."""
     from qwen3_jax.paths import configs_path
 

@@ -142,8 +142,8 @@ def test_packed_documents_do_not_see_each_other():
     np.testing.assert_allclose(packed, jnp.concatenate([first, second], axis=1), atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", ["stacked", "unrolled"])
-def test_remat_changes_no_gradient(layout):
+@pytest.mark.parametrize(("layout", "remat"), [("stacked", "full"), ("unrolled", "dots"), ("stacked", "attention")])
+def test_remat_changes_no_gradient(layout, remat):
     plain, params = build("mixed", layout)
     tokens = tokens_of(1, 8)
 
@@ -151,7 +151,7 @@ def test_remat_changes_no_gradient(layout):
     def gradient(params, model):
         return jax.grad(lambda p: jnp.mean(jnp.square(model.apply({"params": p}, tokens).logits)))(params)
 
-    expected, got = gradient(params, plain), gradient(params, Qwen3(plain.config, remat=True))
+    expected, got = gradient(params, plain), gradient(params, Qwen3(plain.config, remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), dict(got), dict(expected))
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.loss import cross_entropy
+from train.loss import cross_entropy, token_losses
+from train.objective import by_domain
 
 B, T, D, V = 3, 7, 8, 33
 
@@ -62,3 +63,43 @@ def test_the_whole_logits_are_never_made() -> None:
     sizes = [int(np.prod([int(n) for n in shape.split("x")])) for shape in re.findall(r"tensor<([\dx]+)xf32>", text)]
     assert max(sizes) == V * D  # the head's gradient; logits are at most 4 * V at once, never B * T * V
     assert 4 * V in sizes
+
+
+def test_z_loss_is_the_square_of_log_z_with_its_gradient() -> None:
+    """Weights that differ, and chunks that end inside a row, against the whole logits."""
+    hidden, head, targets, mask = (jnp.asarray(x) for x in arrays(1))
+    weights = jnp.where(mask, jnp.linspace(0.1, 2.0, B * T, dtype=jnp.float32).reshape(B, T), 0.0)
+
+    def whole(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum("btd,vd->btv", hidden, head)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        losses = log_z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        return jnp.sum(weights * (losses + 0.03 * jnp.square(log_z))), (losses, log_z)
+
+    def chunked(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+        taken = token_losses(hidden, head, targets, weights, 4, z_loss=0.03)
+        return 3 * taken.objective, (taken.losses, taken.log_z)  # times 3: the backward pass scales
+
+    (value, ours), gradients = jax.jit(jax.value_and_grad(chunked, (0, 1), has_aux=True))(hidden, head)
+    (expected, theirs), wanted = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(hidden, head)
+    np.testing.assert_allclose(value, 3 * expected, rtol=1e-5)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(one, 3 * other, rtol=1e-4, atol=2e-5)
+
+
+def test_the_heads_gradient_is_summed_in_float32() -> None:
+    """Many chunks of one token each in bfloat16: a sum kept in bfloat16 stops growing after 256 of them."""
+    tokens, chunk = 1024, 1
+    hidden, head = jnp.ones((1, tokens, 4), jnp.bfloat16), jnp.zeros((2, 4), jnp.float32)
+    targets, weights = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda w: token_losses(hidden, w, targets, weights, chunk).objective))(head)
+    np.testing.assert_array_equal(gradient, np.array([[-0.5 * tokens] * 4, [0.5 * tokens] * 4], np.float32))
+
+
+def test_sums_by_domain() -> None:
+    domains = jnp.asarray([[0, 0, 2], [1, 2, 5]], jnp.int32)
+    values = jnp.asarray([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], jnp.float32)
+    np.testing.assert_array_equal(by_domain(domains, values, 3), [3, 8, 20])  # 5 is none of the three
+    np.testing.assert_array_equal(by_domain(domains, values, 1), [63])

@@ -1,5 +1,6 @@
 """The sections of a training configuration, one file a concern; `train.config` puts them together and reads them."""
 
+from train.settings.ablation import AblationConfig
 from train.settings.data import DataConfig, LengthShare, MixtureConfig, SourceConfig, TokenizerConfig, WeightConfig
 from train.settings.evaluation import EvaluationConfig
 from train.settings.lora import LoraConfig
@@ -8,6 +9,7 @@ from train.settings.optimizer import OptimizerConfig
 from train.settings.report import ReportConfig
 
 __all__ = [
+    "AblationConfig",
     "DataConfig",
     "EvaluationConfig",
     "LengthShare",

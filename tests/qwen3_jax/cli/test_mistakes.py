@@ -20,7 +20,7 @@ def refused(ran, *words: str) -> None:
 # --- the command itself ----------------------------------------------------------------------------------------------
 
 COMMANDS = [
-    ([], "generate, chat, inspect, convert, train, demo"),
+    ([], "generate, chat, inspect, convert, train, export, demo"),
     (["generat"], "did you mean generate?"),
     (["--prompt", "x"], "a command must be one of"),
     (["generate", "--promt", "x"], "did you mean --prompt?"),
@@ -45,6 +45,9 @@ COMMANDS = [
     (["train", "pocket", "sed=1"], "did you mean seed?"),
     (["train", "pocket", "seed"], "key=value"),
     (["train", "pocket"], "run_dir"),
+    (["train", "pocket", "--profile-steps", "10"], "--profile-steps: must be FIRST:LAST such as 10:20"),
+    (["train", "pocket", "run_dir=x", "--profile-steps", "20:10"], "a first and a last step"),
+    (["export", "no-such-run", "out"], "no-such-run must be the run_dir of a run"),
 ]
 
 

@@ -1,0 +1,59 @@
+"""`qwen3-jax mixture`: weights of a data mixture, from small proxy runs."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from qwen3_jax.cli.arguments import Parser
+
+_EPILOG = """\
+Trains proxies with mixtures that are drawn, fits laws of loss against mixture, and looks for the mixture of least loss.
+Where the fit does not hold it says so and proposes nothing. Writes report.md, report.json, and where there is a mixture
+train.yaml (for qwen3-jax train) and overlay.yaml (data.mixture alone) into run_dir.
+
+A search that was stopped goes on where it was when the same command is given again: proxies that are done stay done.
+
+examples:
+  qwen3-jax corpus runs/corpus
+  qwen3-jax mixture configs/mixture/example.yaml run_dir=runs/mixture
+  qwen3-jax train runs/mixture/train.yaml run_dir=runs/fitted
+"""
+
+
+def parser() -> Parser:
+    """The arguments of this command."""
+    result = Parser("mixture", "Fits the weights of a data mixture from small proxy runs.", _EPILOG)
+    result.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/mixture")
+    result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values other than the file's")
+    result.add_argument("--report", metavar="FILE.md", help="write the report there too")
+    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, and says what was found."""
+    import sys
+
+    from rich.console import Console
+
+    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.compile_cache import enable_compile_cache
+    from train.mixture.report import as_dict, mixture_table, write_report
+    from train.mixture.search import search, verdict_line
+    from train.mixture.settings import load_search
+
+    config = load_search(args.config, args.overrides)
+    enable_compile_cache()  # proxies are one program
+    found = search(config, say=lambda line: print(line, file=sys.stderr, flush=True))
+    command = shlex.join(["qwen3-jax", "mixture", args.config, *args.overrides])
+    for path in [Path(config.run_dir) / "report.md", *([Path(args.report)] if args.report else [])]:
+        write_report(path, config, found, command)
+    if args.json:
+        print_json(as_dict(config, found))
+        return 0
+    console = Console(highlight=False)
+    console.print(mixture_table(config, found))
+    print(verdict_line(found))
+    if found.best is not None:
+        print(Path(config.run_dir) / "train.yaml")
+    return 0

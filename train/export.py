@@ -1,0 +1,82 @@
+"""A run's model in Hugging Face form, at its end or from any checkpoint."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from qwen3_jax.checkpoint import read_generation, save_pretrained
+from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.model import Qwen3
+from qwen3_jax.params import Params
+from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from sharding import MeshConfig
+from train.checkpoints import committed
+from train.loop import abstract_state, make_training_mesh
+from train.run_dir import stored_config
+from train.step import TrainState, make_model
+
+GENERATION = "generation_config.json"
+
+
+def exported_params(state: TrainState) -> Params:
+    """The averaged parameters where the run has them, else the parameters."""
+    ema = getattr(state, "ema", None)
+    params: Params = state.params if ema is None else ema
+    return params
+
+
+def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> None:
+    """Writes a model of a run with the run's tokenizer; many processes call it together."""
+    tok = load_tokenizer(run_dir / "tokenizer")
+    generation = generation_defaults(tok, run_dir / "tokenizer")
+    save_pretrained(directory, model.clone(generation=generation), params, tok)
+
+
+def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: MeshConfig | None = None) -> int:
+    """Writes the model as it was after a step that has a checkpoint; the run may still be going on.
+
+    Only the parameters that are exported are read, not the optimizer's state.
+
+    Args:
+      step: None takes the newest.
+      mesh: devices to spread the parameters over; one by default, whatever mesh the run has.
+
+    Returns:
+      The step.
+
+    Raises:
+      FileNotFoundError: no run there, or one without a checkpoint.
+      ValueError: no checkpoint of this step.
+    """
+    config = stored_config(run_dir)
+    if config is None:
+        raise FileNotFoundError(f"{run_dir} must be the run_dir of a run, got no config.yaml there: correct the path")
+    built = make_training_mesh(mesh or MeshConfig())
+    model = make_model(config, built)
+    state = abstract_state(config, model, built)
+    name = "params" if getattr(state, "ema", None) is None else "ema"
+    wanted = {name: getattr(state, name)}
+    found, path = committed(run_dir / "checkpoints", step)
+    restore = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        params = checkpointer.restore(path, args=restore)[name]
+    export_model(run_dir, directory, model, jax.block_until_ready(params))
+    return found
+
+
+def generation_defaults(tok: Tokenizer, directory: Path) -> GenerationDefaults:
+    """Those that the run took over with its tokenizer, else what Qwen3's hybrid releases have, with this one's ids."""
+    if (directory / GENERATION).exists():
+        return read_generation(directory)
+    end = tok.token_to_id("<|endoftext|>")
+    return GenerationDefaults(
+        eos_token_ids=tuple(dict.fromkeys(token for token in (tok.eos_token_id, end) if token is not None)),
+        bos_token_id=end,
+        pad_token_id=end,
+        temperature=0.6,
+        top_k=20,
+        top_p=0.95,
+    )

@@ -1,0 +1,119 @@
+"""One proxy: a training run with one mixture, and its losses on the held-out sets. A finished one is not done again."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qwen3_jax.checkpoint import from_pretrained
+from qwen3_jax.model import Qwen3
+from train.config import TrainConfig, to_dict
+from train.data import Batch, Example, fill
+from train.loss import cross_entropy
+from train.mixture.files import written_beside
+from train.mixture.labels import Combination, as_weights
+from train.mixture.settings import changed
+from train.run import run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutSet:
+    """What a loss is taken on.
+
+    Attributes:
+      name: in reports, "domain=math".
+      weight: in the objective.
+      examples: of at most a row each.
+    """
+
+    name: str
+    weight: float
+    examples: tuple[Example, ...]
+
+
+def with_mixture(config: TrainConfig, by: Sequence[str], shares: Mapping[Combination, float]) -> TrainConfig:
+    """The configuration with these weights."""
+    return changed(config, {"data": {"mixture": {"by": list(by), "weights": as_weights(by, shares)}}})
+
+
+def train_and_measure(config: TrainConfig, held_out: Sequence[HeldOutSet]) -> dict[str, float]:
+    """Trains in `config.run_dir` and takes the loss of each held-out set; reads it where it was taken before.
+
+    Returns:
+      name of the set -> nats a token.
+
+    Raises:
+      SystemExit: 143 when the run was asked to stop.
+    """
+    result = Path(config.run_dir) / "held_out.json"
+    identity = _identity(config, held_out)
+    if result.exists():
+        found = json.loads(result.read_text(encoding="utf-8"))
+        if found["identity"] == identity:
+            losses: dict[str, float] = found["losses"]
+            return losses
+    directory = run(config)
+    if directory is None:
+        raise SystemExit(143)
+    model, params = from_pretrained(directory, dtype="float32")
+    losses = {
+        each.name: held_out_loss(model, params, each.examples, config.data.rows, config.data.length)
+        for each in held_out
+    }
+    with written_beside(result) as file:
+        json.dump({"identity": identity, "losses": losses}, file)
+    return losses
+
+
+def held_out_loss(model: Qwen3, params: Any, examples: Sequence[Example], rows: int, length: int) -> float:
+    """Mean cross-entropy in nats over the learnt tokens of the examples, packed into batches of one shape."""
+    total, count = 0.0, 0.0
+    for batch in _batches(examples, rows, length):
+        sums = _sums(model, params, batch)
+        total, count = total + float(sums[0]), count + float(sums[1])
+    return total / count
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(model: Qwen3, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    out = model.apply(
+        {"params": params},
+        batch.tokens,
+        attention_mask=batch.segment_ids > 0,
+        segment_ids=batch.segment_ids,
+        logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
+    )
+    head = params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
+    return cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, 1024)
+
+
+def _batches(examples: Sequence[Example], rows: int, length: int) -> Iterator[Batch]:
+    """All examples once, first fit in the order of their lengths; the last batch may have empty rows."""
+    packed: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda example: -len(example.tokens)):
+        size = len(example.tokens)
+        at = next((row for row, left in enumerate(room) if left >= size), None)
+        if at is None:
+            packed.append([])
+            room.append(length)
+            at = len(room) - 1
+        packed[at].append(example)
+        room[at] -= size
+    packed += [[] for _ in range(-len(packed) % rows)]
+    for first in range(0, len(packed), rows):
+        yield jax.tree.map(jnp.asarray, fill(packed[first : first + rows], length))
+
+
+def _identity(config: TrainConfig, held_out: Sequence[HeldOutSet]) -> str:
+    """What a measurement depends on, as one text; files are taken to stay what they are."""
+    tokens = [int(np.sum([len(example.tokens) for example in each.examples])) for each in held_out]
+    values = to_dict(config) | {"run_dir": ""}
+    return json.dumps([values, [each.name for each in held_out], tokens], sort_keys=True, default=str)
