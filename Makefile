@@ -1,10 +1,10 @@
-# make demo      the main job on the embedded pocket model
-# make test      the whole test suite, without what needs libtpu
-# make test-tpu  programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
+# make demo           the main job on the embedded pocket model
+# make test           the whole test suite, without what needs libtpu or the CUDA plugin
+# make test-tpu       programs compiled for TPUs that are not here; downloads libtpu (210 MB) the first time
 # make test-gpu-plan  programs compiled for GPUs that are not here; downloads XLA's CUDA compiler (220 MB) the first time
-# make stages    pretraining in three stages, in the small: a corpus, general, reasoning, long context; a few minutes
-# make soak      kills a training run ten times and looks whether anything is lost; SOAK_MINUTES=30 goes on so long
-# make check     what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit call the same)
+# make stages         pretraining in three stages, in the small: a corpus, general, reasoning, long context; minutes
+# make soak           kills a training run ten times and looks whether anything is lost; SOAK_MINUTES=30 goes on so long
+# make check          what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit too)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

@@ -38,8 +38,8 @@ WANDB = ["wandb>=0.19"]
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
 # constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
-# XLA's CUDA compiler and the assembler it calls, without a GPU: plans and `make test-gpu-plan`. In an environment of its
-# own: where the plugin is, JAX looks for a GPU. The wheels take 600 MB on disk.
+# XLA's CUDA compiler and the assembler it calls, without a GPU: plans and `make test-gpu-plan`. In a separate
+# environment: where the plugin is, JAX looks for a GPU. The wheels take 600 MB on disk.
 GPU_PLAN = [
     "jax-cuda12-plugin>=0.10,<0.13; sys_platform == 'linux'",
     "nvidia-cuda-nvcc-cu12>=12.8,<13; sys_platform == 'linux'",

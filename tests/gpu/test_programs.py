@@ -1,4 +1,4 @@
-"""The training step and the decode loop of tiny models compile for GPUs, sharded, with the project's kernels in them."""
+"""The training step and the decode loop of tiny models compile for GPUs, sharded, with the project's kernel in them."""
 
 import pytest
 
