@@ -197,9 +197,11 @@ def physical_extents(axes: Sequence[str], chip: Chip, mesh: Any) -> list[int] | 
 
     In: ("tensor",) of a mesh whose tensor axis lies on 4 chips of one dimension     Out: [4]
     """
-    index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
+    if "slices" in axes:
+        return None
+    index = tuple(slice(None) if name in axes else slice(1) for name in mesh.axis_names)
     group = list(np.asarray(mesh.devices, dtype=object)[index].flat)
-    if "slices" in axes or len({getattr(device, "slice_index", None) for device in group}) > 1:
+    if len({getattr(device, "slice_index", None) for device in group}) > 1:
         return None
     if not chip.torus or getattr(group[0], "coords", None) is None:
         return [] if chip.torus else None if len(group) > 8 else []
