@@ -226,16 +226,17 @@ def write() -> None:
         *known_point(plans),
         "## Decoding",
         "",
-        "bfloat16; the loop of 32 tokens with sampling, every row's cache full; per token of each row. Most of the",
-        "activations is a second copy of the cache: inside the loop the compiler lays it out with the batch beside the",
-        "head dimension, and copies it there and back around the loop (a finding, not yet mended).",
+        "bfloat16; the loop of 32 tokens with sampling, every row's cache full; per token of each row. The cache is",
+        "held once: what else the loop needs (*activations*) are scores, logits and gathered weights. *Dense whole*:",
+        "weights that are not experts' lie whole on every device of `expert`, or each step would gather them.",
         "",
         *table([*header, "cache", *rest], memory_rows(ROWS, plans, "decode")),
         "",
     ]
     prefill = memory_rows(ROWS, plans, "prefill")
     if prefill:
-        lines += ["## Prefill", "", *table([*header, "cache", *rest], prefill), ""]
+        lines += ["## Prefill", "", "A prompt in chunks of 512 tokens, of which the last one is compiled.", ""]
+        lines += [*table([*header, "cache", *rest], prefill), ""]
     lines += [
         "## What is sent",
         "",

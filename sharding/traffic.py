@@ -226,8 +226,10 @@ def physical_extents(axes: Sequence[str], chip: Chip, mesh: Any) -> list[int] | 
 
     In: ("tensor",) of a mesh whose tensor axis lies on 4 chips of one dimension     Out: [4]
     """
+    if "slices" in axes:
+        return None
     group = _group_along(axes, mesh)
-    if "slices" in axes or len({getattr(device, "slice_index", None) for device in group}) > 1:
+    if len({getattr(device, "slice_index", None) for device in group}) > 1:
         return None
     if not chip.torus or getattr(group[0], "coords", None) is None:
         return []

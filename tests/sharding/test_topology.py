@@ -120,6 +120,9 @@ def test_between_slices_the_data_centre_network_counts():
     chip = find_chip("v5p")
     assert physical_extents(("data",), chip, mesh) is None
     assert group_seconds("all-reduce", 6.25e9, ("data",), chip, mesh) == pytest.approx(1.0)
+    # what the compiler itself sends from slice to slice names no axis of the mesh
+    assert physical_extents(("slices",), chip, mesh) is None
+    assert group_seconds("send", 6.25e9, ("slices",), chip, mesh) == pytest.approx(1.0)
 
 
 def test_what_a_failed_compilation_says():
