@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop, or out of disk loses nothing that was saved; two runs do not share a directory."""
+"""A run that is killed, stopped, or out of disk loses nothing that was saved; two runs do not share a directory."""
 
 import contextlib
 import fcntl
