@@ -25,7 +25,7 @@ RUN = importlib.import_module("train.run")  # `train.run` is the function
 KILLED = Path(__file__).with_name("killed.py")
 SETTINGS: dict[str, Any] = {
     "steps": 24,
-    "model": MODEL,
+    "model": {**MODEL, "num_hidden_layers": 1},
     "tokenizer": {"vocab_size": 760, "corpus_size": 800},
     "data": {"rows": 2, "length": 256},
     "optimizer": {"warmup_steps": 3},
