@@ -217,7 +217,7 @@ def _switched_seconds(kind: str, moved: float, group: Sequence[Any], chip: Chip)
 
 def _group_along(axes: Sequence[str], mesh: Any) -> list[Any]:
     """Devices of the first group along these axes."""
-    index = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
+    index = tuple(slice(None) if name in axes else slice(1) for name in mesh.axis_names)
     return list(np.asarray(mesh.devices, dtype=object)[index].flat)
 
 

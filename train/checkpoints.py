@@ -14,10 +14,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from sharding.processes import first_does
+from train.full_disk import is_full_disk, tell_once
 from train.step import TrainState
 
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoints:
@@ -33,6 +33,7 @@ class Checkpoints:
         first_does(self._clean)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        tell_once()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -93,17 +94,6 @@ class Checkpoints:
             newest = f"the newest whole checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
             text = f"No space left on device: {newest}; make room and run the same command to go on"
             raise OSError(errno.ENOSPC, text, str(self._directory)) from error
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is behind an error; the libraries that write wrap it, some in words only."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def committed(directory: Path, step: int | None = None) -> tuple[int, Path]:

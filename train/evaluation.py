@@ -12,7 +12,7 @@ from qwen3_jax.model import Qwen3
 from train.config import TrainConfig
 from train.data import Batch, Data
 from train.loss import cross_entropy
-from train.step import TRACES, TrainState
+from train.step import TRACES
 
 
 class Evaluation:
@@ -38,7 +38,8 @@ class Evaluation:
         """Whether to evaluate after this step: every so many, and after the last."""
         return bool(self._every) and (step % self._every == 0 or step == self._steps)
 
-    def __call__(self, state: TrainState) -> dict[str, Any]:
+    def __call__(self, state: Any) -> dict[str, Any]:
+        """Of a `TrainState`."""
         ema = getattr(state, "ema", None)
         parts = [self._losses(state.params if ema is None else ema, batch) for batch in self._batches]
         totals, counts = zip(*parts, strict=True)

@@ -12,10 +12,10 @@ from qwen3_jax.export import staged
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding.processes import first_does
-from train.checkpoints import is_full_disk
 from train.config import TrainConfig, load_config
 from train.data import make_data
 from train.export import GENERATION, export_model, exported_params
+from train.full_disk import is_full_disk
 from train.initial import load_initial, resolve, source_of
 from train.loop import Initial, train
 from train.pocket import tokenizer as pocket_tokenizer

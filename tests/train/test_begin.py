@@ -1,0 +1,154 @@
+"""Where a run begins: from a model or an earlier run, with its tokenizer, and what may change on the way."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.model import Qwen3
+from qwen3_jax.tokenizer import load_tokenizer
+from tests import tiny
+from tests.train.pocket_fixtures import MODEL
+from train.config import TrainConfig, parse
+from train.feed import make_data
+from train.initial import load_initial, resolve
+from train.run import run, write_tokenizer
+from train.run_dir import stored_config
+from train.step import TRACES, init_state, make_model, state_shardings
+
+
+def config(run_dir: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "steps": 8,
+        "model": MODEL,
+        "tokenizer": {"vocab_size": 760, "corpus_size": 800},
+        "data": {"rows": 2, "length": 256},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 1e-2},
+        "evaluation": {"every": 4, "batches": 2},
+        "checkpoint_every": 4,
+    }
+    return parse(TrainConfig, {**values, **changes})
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is done."""
+    run_dir = tmp_path_factory.mktemp("first")
+    assert run(config(run_dir)) == run_dir / "model"
+    return run_dir
+
+
+def test_a_second_stage_goes_on_where_the_first_ended(first: Path, tmp_path: Path) -> None:
+    """Its first evaluation, after a step that moves nothing (the warm-up begins at 0), is the last one of the first
+    stage; its model has the new context length; a later start needs the first stage no more."""
+    changes: dict[str, Any] = {"model": {"max_position_embeddings": 4096}, "evaluation": {"every": 1, "batches": 2}}
+    changes |= {"steps": 2, "optimizer": {"warmup_steps": 1, "learning_rate": 1e-2}, "checkpoint_every": 1}
+    second = config(tmp_path / "second", init_from=str(first), **changes)
+    model, _ = from_pretrained(run(second), dtype="float32")
+    told = lines(tmp_path / "second")
+    assert told[0]["eval_loss"] == pytest.approx(lines(first)[-1]["eval_loss"], rel=1e-6)
+    assert told[1]["eval_loss"] != told[0]["eval_loss"]
+    assert (model.config.max_position_embeddings, model.config.hidden_size) == (4096, 32)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "second" / "model" / name).read_bytes() == (first / "model" / name).read_bytes()
+    stored = stored_config(tmp_path / "second")
+    assert stored is not None
+    assert stored.model["hidden_size"] == 32  # the whole of it
+    assert stored.model["max_position_embeddings"] == 4096
+    gone = dataclasses.replace(second, init_from=str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="differs in init_from"):
+        run(gone)
+    (first / "model").rename(first / "elsewhere")
+    try:  # its own checkpoint wins
+        again, _ = from_pretrained(run(second), dtype="float32")
+    finally:
+        (first / "elsewhere").rename(first / "model")
+    assert again.config == model.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"hidden_size": 64}}, "model.hidden_size must be 32 as in init_from, got 64: with init_from only"),
+        ({"model": {"tie_word_embeddings": False}}, "model.tie_word_embeddings must be True as in init_from"),
+        ({"model": {"rope_thet": 1.0}}, "model.rope_thet must be None as in init_from, got 1.0"),
+    ],
+)
+def test_what_would_change_the_parameters_is_refused(first: Path, tmp_path: Path, changes: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        run(config(tmp_path / "run", init_from=str(first), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rope_base_is_changed_whichever_way_the_file_spells_it(tmp_path: Path) -> None:
+    """transformers 5 keeps it in `rope_parameters`, where a `rope_theta` beside it would be overruled."""
+    hf = {key: value for key, value in MODEL.items() if key != "rope_theta"}
+    hf["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    resolved = resolve(config(tmp_path / "run", init_from=str(tmp_path), model={"rope_theta": 1e6}))
+    assert make_model(resolved, None).config.rope_theta == 1e6
+    assert make_model(resolve(dataclasses.replace(resolved, model={})), None).config.rope_theta == 10000.0
+
+
+def test_a_run_that_is_not_done_has_no_model_to_begin_from(tmp_path: Path) -> None:
+    (tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"init_from must be a run that is done, got .*half without a model"):
+        run(config(tmp_path / "run", init_from=str(tmp_path / "half")))
+
+
+def test_parameters_go_straight_onto_the_mesh_as_float32_masters(tmp_path: Path) -> None:
+    architecture = tiny.moe_config()
+    params = random_params = tiny.random_params(architecture, dtype=np.dtype("bfloat16"))
+    save_pretrained(tmp_path / "model", Qwen3(architecture), random_params)
+    settings = resolve(
+        config(
+            tmp_path,
+            init_from=str(tmp_path / "model"),
+            model={},
+            layout="stacked",
+            data={"rows": 4, "length": 256},
+            mesh={"fsdp": 2, "expert": 2, "tensor": 2},
+        )
+    )
+    mesh = settings.mesh.build()
+    model = make_model(settings, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(model, settings, mesh, load_initial(settings, model, mesh))
+    shardings = state_shardings(model, settings, mesh).params
+    for ours, theirs, sharding in zip(*map(jax.tree.leaves, (state.params, params, shardings)), strict=True):
+        assert ours.dtype == np.float32
+        assert ours.sharding == sharding
+        np.testing.assert_array_equal(ours, np.asarray(theirs, np.float32))
+    assert int(state.step) == 0
+
+
+def test_a_tokenizer_that_exists_is_taken_over_with_its_sampling_defaults(tmp_path: Path) -> None:
+    origin = tiny.write_tokenizer(tmp_path / "origin")
+    sampling = GenerationDefaults(eos_token_ids=(5,), temperature=0.1).to_hf()
+    (origin / "generation_config.json").write_text(json.dumps(sampling))
+    settings = config(tmp_path, tokenizer={"path": str(origin)})
+    write_tokenizer(tmp_path / "tokenizer", settings)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "tokenizer" / name).read_bytes() == (origin / name).read_bytes()
+    assert make_data(settings, load_tokenizer(tmp_path / "tokenizer")).domain_names
+    small = dataclasses.replace(settings, model={**MODEL, "vocab_size": 300})
+    with pytest.raises(ValueError, match=r"must have at most model.vocab_size=300 tokens, got 386: take another"):
+        write_tokenizer(tmp_path / "other", small)
+
+
+def test_nothing_is_drawn_where_a_checkpoint_is_restored(first: Path) -> None:
+    """A start that has nothing to do makes neither fresh parameters nor a step."""
+    before = TRACES["train_step"]
+    run(config(first))
+    assert TRACES["train_step"] == before
