@@ -105,14 +105,13 @@ def _show(args: argparse.Namespace, summary: Any) -> None:
         return
     from rich.console import Console
 
-    from train.mixture.labels import share_rows, share_table
+    from train.mixture.labels import by_value, share_rows, share_table
 
     console = Console(highlight=False)
     unit = "tokens" if args.tokenizer else "characters"
     for label, documents in summary.documents.items():
-        counts = {(value,): amount for value, amount in getattr(summary, unit)[label].items()}
-        further = {"documents": {(value,): amount for value, amount in documents.items()}}
-        table = share_table((label,), share_rows(counts), unit=unit, further=further)
+        counts = by_value(getattr(summary, unit)[label])
+        table = share_table((label,), share_rows(counts), unit=unit, further={"documents": by_value(documents)})
         console.print(table)
     for label, compared in summary.compared.items():
         agreed = summary.agreed[label]

@@ -23,15 +23,15 @@ GROUP = "qwen3_jax.annotators"
 
 @runtime_checkable
 class Annotator(Protocol):
-    """Gives labels to records.
+    """Gives labels to records."""
 
-    Attributes:
-      name: what reports call it.
-      labels: the labels it gives.
-    """
+    @property
+    def name(self) -> str:
+        """What messages call it."""
 
-    name: str
-    labels: tuple[str, ...]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels it gives."""
 
     def annotate(self, record: Mapping[str, Any]) -> dict[str, str]:
         """A value of each of `labels`, for a record whose text is under "text". The record is left as it is."""

@@ -107,7 +107,7 @@ def write_corpus(config: CorpusConfig, directory: str | Path) -> dict[str, Path]
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    made = {}
+    made: dict[str, Path] = {}
     splits: tuple[Split, Split] = ("train", "held_out")
     for split in splits:
         made[split] = directory / f"{split}.jsonl"

@@ -59,6 +59,11 @@ def marginal(counts: Mapping[Combination, int], by: Sequence[str], label: str) -
     return dict(result)
 
 
+def by_value(counts: Mapping[str, int]) -> dict[Combination, int]:
+    """Counts by the values of one label, as counts by combination. In: {"en": 3}      Out: {("en",): 3}"""
+    return {(value,): count for value, count in counts.items()}
+
+
 def shares_of(counts: Mapping[Combination, float]) -> dict[Combination, float]:
     """The same, divided by their sum.
 

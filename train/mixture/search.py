@@ -14,12 +14,11 @@ from scipy.stats import ttest_rel
 from train.config import to_dict
 from train.mixture.files import written_beside
 from train.mixture.fit import MAX_P, MIN_R2, Fit, fit
-from train.mixture.labels import Combination, as_weights, count_tokens, shares_of
+from train.mixture.labels import Combination, as_weights, shares_of
 from train.mixture.optimum import best_mixture, draw_mixtures, within
 from train.mixture.proxy import HeldOutSet, train_and_measure, with_mixture
-from train.mixture.settings import MixtureSearch, changed
-from train.mixture.sources import held_out_sets, labelled
-from train.run import make_tokenizer
+from train.mixture.settings import MixtureSearch, changed, merged
+from train.mixture.sources import held_out_sets, make_tokenizer, natural_tokens
 
 Verdict = Literal["no fit", "no gain predicted", "predicted", "confirmed", "not confirmed", "worse"]
 
@@ -90,13 +89,11 @@ def search(config: MixtureSearch, say: Callable[[str], None] = print) -> Found:
     run_dir = Path(config.run_dir)
     _claim(run_dir, config)
     tok = make_tokenizer(run_dir / "tokenizer", config.train)
-    base = changed(config.train, {"tokenizer": {"path": str(run_dir / "tokenizer")}})
+    own = {"tokenizer": {"path": str(run_dir / "tokenizer")}, "data": {"cache": str(run_dir / "cache")}}
+    base = changed(config.train, own)
     proxy = changed(base, config.proxy)
-    counted = ((labels, len(tokens)) for labels, tokens in labelled(base.data.sources, tok))
-    counts = count_tokens(counted, config.by)
-    held_out = held_out_sets(
-        base.evaluation.sources, tok, config.target, base.data.domain, min(base.data.length, proxy.data.length)
-    )
+    counts = natural_tokens(base.data, tok, config.by)
+    held_out = held_out_sets(base.evaluation.sources, tok, config.target, proxy.data)
     natural = np.array(list(shares_of(counts).values()))
     most = np.minimum(1.0, config.max_epochs * np.array(list(counts.values())) / config.final_tokens)
     drawn = draw_mixtures(natural, config.proxies, config.concentration, most, np.random.default_rng((config.seed, 3)))
@@ -106,7 +103,7 @@ def search(config: MixtureSearch, say: Callable[[str], None] = print) -> Found:
         mixture = dict(zip(counts, row, strict=True))
         changes = {"run_dir": str(run_dir / "proxies" / f"{number:03d}"), "seed": config.seed + number}
         one = changed(with_mixture(proxy, config.by, mixture), changes)
-        losses.append(list(train_and_measure(one, held_out).values()))
+        losses.append(list(train_and_measure(one, held_out, run_dir / "tokenizer").values()))
         say(f"proxy {number + 1} of {len(shares)}: loss {_objective(losses[-1], held_out):.4f}")
     found = conclude(config, counts, shares, np.array(losses), {each.name: each.weight for each in held_out})
     if found.best is not None and config.verify_seeds:
@@ -204,7 +201,8 @@ def _checked(
             mixture = dict(zip(found.combinations, row, strict=True))
             directory = Path(config.run_dir) / "check" / f"{name}-{number}"
             changes = {"run_dir": str(directory), "seed": config.train.seed + number}
-            runs[name].append(train_and_measure(changed(with_mixture(base, config.by, mixture), changes), held_out))
+            one = changed(with_mixture(base, config.by, mixture), changes)
+            runs[name].append(train_and_measure(one, held_out, Path(config.run_dir) / "tokenizer"))
             loss = _objective(list(runs[name][-1].values()), held_out)
             say(f"check {number + 1} of {config.verify_seeds}, {name}: loss {loss:.4f}")
     objectives = {name: [_objective(list(losses.values()), held_out) for losses in each] for name, each in runs.items()}
@@ -226,7 +224,8 @@ def _write_configs(run_dir: Path, config: MixtureSearch, found: Found) -> None:
         return
     weights = as_weights(found.by, dict(zip(found.combinations, found.best, strict=True)))
     overlay = {"data": {"mixture": {"by": list(found.by), "weights": weights}}}
-    whole = to_dict(changed(config.train, overlay)) | {"run_dir": ""}
+    known = {"tokenizer": {"path": str(run_dir / "tokenizer")}}
+    whole = to_dict(changed(config.train, merged(overlay, known))) | {"run_dir": ""}
     for name, values in (("overlay", overlay), ("train", whole)):
         with written_beside(run_dir / f"{name}.yaml") as file:
             file.write(f"# qwen3-jax train {run_dir / 'train.yaml'} run_dir=DIR\n#\n# {verdict_line(found)}\n")

@@ -1,51 +1,97 @@
-"""Tokens of the labelled files: how many each combination has, and the held-out sets."""
+"""Tokens of the labelled files: how many each combination has, the held-out sets, and the tokenizer they share."""
 
+import dataclasses
+import itertools
+import shutil
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
 
+import numpy as np
+
+from qwen3_jax.paths import pocket_path
+from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from train.config import TrainConfig
 from train.data import Example
-from train.mixture.files import read_jsonl, text_of
-from train.mixture.labels import Labels
+from train.data.corpus import Corpus
+from train.data.readers import open_readers
+from train.mixture.files import text_of
+from train.mixture.labels import Combination, count_tokens
 from train.mixture.proxy import HeldOutSet
-from train.settings import SourceConfig, WeightConfig
+from train.pocket.tokenizer import save_tokenizer, train_tokenizer
+from train.settings import DataConfig, MixtureConfig, SourceConfig, WeightConfig
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """What is asked of a tokenizer here."""
+def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
+    """The tokenizer of all runs of a search: a copy of `tokenizer.path`, else a BPE of the sources' own text."""
+    if not (directory / "tokenizer_config.json").exists():
+        beside = directory.with_name(f"{directory.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        if config.tokenizer.path:
+            shutil.copytree(config.tokenizer.path, beside)
+        else:
+            texts = itertools.islice(_texts(config.data, directory.with_name("cache")), config.tokenizer.corpus_size)
+            template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
+            save_tokenizer(train_tokenizer(texts, config.tokenizer.vocab_size), beside, template)
+        shutil.rmtree(directory, ignore_errors=True)
+        beside.rename(directory)
+    return load_tokenizer(directory)
 
-    def encode(self, text: str) -> list[int]: ...
 
+def natural_tokens(data: DataConfig, tok: Tokenizer, by: Sequence[str]) -> dict[Combination, int]:
+    """Tokens of each combination in `data.sources`.
 
-def labelled(sources: Sequence[SourceConfig], tok: Encoder) -> Iterator[tuple[Labels, list[int]]]:
-    """Labels and tokens of every document."""
-    for source in sources:
-        for number, record in enumerate(read_jsonl(source.path), start=1):
-            text = text_of(record, source.field or "text", f"{source.path}:{number}")
-            yield {**source.labels, **record.get("labels", {})}, tok.encode(text)
+    Raises:
+      ValueError: a document lacks a label of `by`.
+    """
+    corpus = _open(data.sources, tok, data, by)
+    labels = [dict(zip(corpus.labels.names, values, strict=True)) for values in corpus.labels.combinations]
+    sums = np.bincount(corpus.labels.combination, weights=corpus.tokens, minlength=len(labels))
+    return count_tokens(zip(labels, sums.astype(int).tolist(), strict=True), by)
 
 
 def held_out_sets(
-    sources: Sequence[SourceConfig], tok: Encoder, target: Sequence[WeightConfig], domain: str, length: int
+    sources: Sequence[SourceConfig], tok: Tokenizer, target: Sequence[WeightConfig], data: DataConfig
 ) -> tuple[HeldOutSet, ...]:
-    """The sets that the loss is to be low on; a document longer than a row counts up to the row's end.
+    """The sets that the loss is to be low on.
 
     Args:
-      target: labels and weight of each; (): one for each value of the label `domain`, evenly.
+      target: labels and weight of each; (): one for each value of the label `data.domain`, evenly.
 
     Raises:
-      ValueError: a set without documents.
+      ValueError: a set without documents, or a document without the labels that tell sets apart.
     """
-    documents = [(labels, tokens[:length]) for labels, tokens in labelled(sources, tok)]
+    names = tuple(dict.fromkeys(name for entry in target for name in entry.labels)) or (data.domain,)
+    corpus = _open(sources, tok, data, names)
+    labels = [dict(zip(corpus.labels.names, values, strict=True)) for values in corpus.labels.combinations]
     if not target:
-        values = sorted({labels.get(domain, "") for labels, _ in documents})
-        target = [WeightConfig(labels={domain: value}) for value in values]
+        target = [WeightConfig(labels={data.domain: value}) for value in corpus.domain_names]
     sets = []
     for entry in target:
-        name = ",".join(f"{label}={value}" for label, value in entry.labels.items())
-        chosen = [tokens for labels, tokens in documents if entry.labels.items() <= labels.items()]
-        examples = tuple(Example(tokens=t, loss=[True] * len(t)) for t in chosen if len(t) > 1)
+        name = ", ".join(f"{label}={value}" for label, value in entry.labels.items()) or "all"
+        matching = [number for number, own in enumerate(labels) if entry.labels.items() <= own.items()]
+        chosen = np.flatnonzero(np.isin(corpus.labels.combination, matching))
+        examples = tuple(_pieces(corpus, chosen, data.length))
         if not examples:
-            raise ValueError(f"target {name or '(all)'} must match held-out documents, got none: correct its labels")
-        sets.append(HeldOutSet(name=name or "all", weight=entry.weight, examples=examples))
+            raise ValueError(f"target {name} must match held-out documents, got none: correct its labels")
+        sets.append(HeldOutSet(name=name, weight=entry.weight, examples=examples))
     return tuple(sets)
+
+
+def _pieces(corpus: Corpus, chosen: np.ndarray, length: int) -> Iterator[Example]:
+    for index in chosen:
+        yield from (piece for piece in corpus.pieces(int(index)) if 1 < len(piece.tokens) <= length)
+
+
+def _open(sources: Sequence[SourceConfig], tok: Tokenizer, data: DataConfig, by: Sequence[str]) -> Corpus:
+    needed = MixtureConfig(by=tuple(by), weights=(WeightConfig(labels={by[0]: ""}),))  # labels that all must have
+    plain = dataclasses.replace(data, sources=tuple(sources), mixture=needed, lengths=(), held_out=0.0)
+    return Corpus(plain.sources, tok, plain, Path(data.cache), count=True)
+
+
+def _texts(data: DataConfig, cache: Path) -> Iterator[str]:
+    """Documents of all sources in turn, so that a tokenizer of few of them knows each source."""
+    readers = [(reader, source) for source in data.sources for reader in open_readers(source, cache)]
+    for index in range(max(len(reader) for reader, _ in readers)):
+        for reader, source in readers:
+            if index < len(reader):
+                yield text_of(reader[index], source.field or "text", f"{reader.name}:{index}")
