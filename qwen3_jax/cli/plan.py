@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -101,6 +102,8 @@ def _take_config(args: argparse.Namespace) -> None:
     from train import load_config
 
     train = load_config(config_file(args.config), args.overrides)
+    if train.remat != "full":
+        warnings.warn(f"FLOPs and the bound are those of remat: full, the file says {train.remat}", stacklevel=1)
     args.train, args.mode, args.model = train, "train", args.config
     args.sequence_length, args.batch_size = train.data.length, train.data.rows
 

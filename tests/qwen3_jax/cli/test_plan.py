@@ -17,6 +17,8 @@ from qwen3_jax.plans import Request, describe, mesh_text, notes
 from sharding import MeshConfig, make_mesh, parse_mesh
 from sharding.ahead import Buffer, Outcome, abstract, compile_ahead, local_bytes
 from sharding.topology import Topology, parse_topology
+from tests.support import REPO
+from train.config import load_config
 
 ASKED = {
     "--model": "qwen3-0.6b", "--mesh": "fsdp=8", "--topology": "v5e:2x4", "--mode": "train",
@@ -51,6 +53,54 @@ def test_a_mistake_is_one_line(run, changes, says):
     assert ran.err.startswith("error: ")
     assert ran.err.count("\n") == 1
     assert says in ran.err
+
+
+STAGE = "configs/train/stages/3-long.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model", "qwen3-8b"], "--model must be left out with --config"),
+        (["--sequence-length", "8"], "--sequence-length must be left out with --config"),
+        (["--batch-size", "8"], "--batch-size must be left out with --config"),
+        (["--search"], "--config must go with --mode train"),
+        (["--mode", "decode"], "--config must go with --mode train"),
+        (["data.row=8"], "did you mean data.rows?"),
+        (["data.rows=100", "data.streams=1"], "data.rows must divide over the 8 devices"),
+        (["--mesh", "fsdp=7"], "a mesh must use every device"),
+    ],
+)
+def test_a_mistake_beside_a_training_file_is_one_line(run, words, says):
+    ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.count("\n") == 1
+    assert says in ran.err
+    ran = run("plan", "data.rows=8")
+    assert ran.status == 2
+    assert "must come with --config" in ran.err
+
+
+def test_a_training_file_says_what_is_compiled(run, monkeypatch):
+    """The file's model, mesh, batch and optimizer, with what `key=value` and --mesh change, and nothing else."""
+    asked = []
+
+    def instead(train, mesh):
+        asked.append((train, dict(mesh.shape)))
+        return Outcome(False, 20 * 2**30, "", (), 1.0), {"parameters": 2**30, "optimizer": 2**31}
+
+    monkeypatch.setattr("train.plan.plan_run", instead)
+    words = ["data.rows=16", "data.streams=8", "optimizer.name=muon"]
+    ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words, "--mesh", "fsdp=4,context=2", "--json")
+    assert ran.status == 0, ran.err
+    plan = json.loads(ran.out)
+    assert (plan["mode"], plan["sequence_length"], plan["batch_size"]) == ("train", 32768, 16)
+    assert plan["mesh"] == {"data": 1, "fsdp": 4, "expert": 1, "context": 2, "tensor": 1}
+    (train, shape) = asked[0]
+    assert shape == plan["mesh"]
+    expected = load_config(REPO / STAGE, words)
+    assert train == dataclasses.replace(expected, mesh=MeshConfig(fsdp=4, context=2))
+    assert train.remat == "full"
 
 
 def test_without_libtpu_it_says_what_to_install(run, monkeypatch):

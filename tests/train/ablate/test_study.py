@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.params import num_parameters
+from tests.support import REPO
 from tests.train.ablate.studies import STUDY, write_study
 from train.ablate import load_study
 
@@ -71,3 +74,35 @@ def test_what_must_be_there(tmp_path: Path) -> None:
         load_study(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml must exist"):
         load_study(write_study(tmp_path, base="nowhere.yaml"))
+
+
+ABLATIONS = sorted((REPO / "configs" / "ablation").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_the_committed_ablations_load_and_say_what_the_paper_says(path: Path) -> None:
+    study = load_study(path)
+    assert len(study.file.seeds) >= 3
+    assert study.file.claims
+    assert study.file.baseline
+    assert "arXiv" in study.file.paper.source
+    assert len(study.file.paper.says) > 40
+    head = path.read_text(encoding="utf-8").splitlines()
+    assert head[0].startswith(f"# qwen3-jax ablate configs/ablation/{path.name} run_dir=runs/{path.stem}")
+    assert any("minutes on 2 free CPU cores" in line for line in head[:7])
+    for run in study.runs:
+        size = num_parameters(ModelConfig.from_hf(run.config.model))
+        assert 0.1e6 < size < 1e6
+
+
+def test_all_five_ablations_are_there() -> None:
+    assert [path.stem for path in ABLATIONS] == ["balance", "experts", "optimizer", "qk-norm", "rope-base"]
+
+
+def test_the_experts_ablation_has_equal_active_sizes() -> None:
+    """Feed-forward units a token meets: the same in every cell; parameters of the router come on top."""
+    for run in load_study(REPO / "configs" / "ablation" / "experts.yaml").runs:
+        model = ModelConfig.from_hf(run.config.model)
+        sparse = model.is_sparse(0)
+        assert (model.num_experts_per_tok * model.moe_intermediate_size if sparse else model.intermediate_size) == 128
+        assert [model.is_sparse(layer) for layer in range(2)] == [sparse, sparse]
