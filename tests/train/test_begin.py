@@ -16,7 +16,7 @@ from qwen3_jax.tokenizer import load_tokenizer
 from tests import tiny
 from tests.train.pocket_fixtures import MODEL
 from train.config import TrainConfig, parse
-from train.feed import make_data
+from train.data import make_data
 from train.initial import load_initial, resolve
 from train.run import run, write_tokenizer
 from train.run_dir import stored_config

@@ -1,6 +1,7 @@
 """A run that is killed, stopped, or out of disk loses nothing that was saved; two runs do not share a directory."""
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import json
@@ -17,8 +18,8 @@ import yaml
 
 from qwen3_jax.cli import main
 from tests.train.pocket_fixtures import MODEL
-from train import feed
 from train.checkpoints import committed
+from train.data import make_data
 from train.run_dir import Lock
 
 RUN = importlib.import_module("train.run")  # `train.run` is the function
@@ -79,19 +80,21 @@ class AtExample:
     """Data of the run, in which something happens when example `at` is made."""
 
     def __init__(self, at: int, what: Any) -> None:
-        self._at, self._what, self._make = at, what, feed.make_data
+        self._at, self._what = at, what
 
     def __call__(self, config: Any, tok: Any) -> Any:
-        made = self._make(config, tok)
-        source, at, what = made.source, self._at, self._what  # type: ignore[attr-defined]
+        made = make_data(config, tok)
+        documents, at, what = made.documents, self._at, self._what
 
         class Happening:
-            def example(self, index: int) -> Any:
+            name = staticmethod(documents.name)
+
+            def pieces(self, index: int) -> Any:
                 if index == at:
                     what()
-                return source.example(index)
+                return documents.pieces(index)
 
-        return feed.SourceData(config, Happening(), made.held_out_source)  # type: ignore[attr-defined]
+        return dataclasses.replace(made, documents=Happening())
 
 
 def test_sigterm_saves_ends_with_0_and_the_same_command_goes_on(

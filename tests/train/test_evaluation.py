@@ -13,9 +13,8 @@ import pytest
 from qwen3_jax.model import Qwen3
 from tests.tiny import dense_config, random_params
 from train.config import TrainConfig, parse
-from train.data import Example
+from train.data import Data, Example, endless_data
 from train.evaluation import Evaluation, domain_losses
-from train.feed import SourceData
 from train.loop import train
 from train.report import evaluated_numbers
 from train.step import TRACES
@@ -29,11 +28,14 @@ class Words:
 
     seed: int
 
-    def example(self, index: int) -> Example:
-        rng = np.random.default_rng((self.seed, index))
+    def name(self, index: int) -> str:
+        return f"words:{index}"
+
+    def pieces(self, index: int) -> tuple[Example, ...]:
+        rng = np.random.default_rng((self.seed, int(index)))
         size, first, domain = 6 + int(rng.integers(20)), int(rng.integers(96)), index % 2
         tokens = [(first + (domain + 1) * at) % 96 for at in range(size)]
-        return Example(tokens=tokens, loss=[False, *[True] * (size - 1)], domain=domain)
+        return (Example(tokens=tokens, loss=[False, *[True] * (size - 1)], domain=domain),)
 
 
 def settings(run_dir: Path, **changes: Any) -> TrainConfig:
@@ -48,8 +50,8 @@ def settings(run_dir: Path, **changes: Any) -> TrainConfig:
     return parse(TrainConfig, {**values, **changes})
 
 
-def data(config: TrainConfig, held_out: Any = None) -> SourceData:
-    return SourceData(config, Words(1), held_out or Words(2), ("ones", "twos", "never"))
+def data(config: TrainConfig, held_out: Any = None) -> Data:
+    return endless_data(config, Words(1), ("ones", "twos", "never"), held_out or Words(2))
 
 
 def by_hand(params: Any, config: TrainConfig) -> dict[str, float]:
@@ -122,5 +124,5 @@ def test_held_out_sums_on_a_mesh_are_those_of_one_device(tmp_path: Path) -> None
 
 def test_no_held_out_data_is_a_mistake(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    with pytest.raises(ValueError, match=r"evaluation.every must be 0, got held-out data from nowhere"):
-        train(config, SourceData(config, Words(1)))
+    with pytest.raises(ValueError, match=r"evaluation must have held-out examples, got none"):
+        train(config, endless_data(config, Words(1)))
