@@ -39,6 +39,9 @@ def cross_entropy(
     rows = axes_of("batch", rules) + tokens
     by_token = logical_to_spec(("batch", "sequence"), rules)
     local = partial(_local_sum, chunk=chunk, vocab=vocab, waiting=waiting)
+    # In the backward pass: no gradient of the hidden states leaves before that of the head is scattered. The compiler
+    # would leave the scattering for the end and keep the whole head's gradient while the layers run backward.
+    hidden, head = jax.lax.optimization_barrier((hidden, head))
     total = jax.shard_map(
         lambda *arrays: jax.lax.psum(local(*arrays), rows),
         in_specs=(PartitionSpec(*by_token, None), logical_to_spec(("vocab", "embed"), rules), by_token, by_token),
