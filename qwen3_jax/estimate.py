@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.flops import Mode, experts_met
 from qwen3_jax.params import global_specs, layer_specs
-from sharding import DEFAULT_RULES, MESH_AXES, Rules, axes_of
+from sharding import DEFAULT_RULES, Rules, axes_of
 
 _WIDE, _NARROW = 4, 2  # bytes of float32 and bfloat16
 _LOSS_CHUNK = 2048  # tokens of a device whose logits exist at once while training
@@ -75,7 +75,8 @@ def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int, rules: 
     rows = batch_size / (sizes["data"] * sizes["fsdp"] * sizes["expert"])
     waiting = axes_of("embed", rules)
     ways = math.prod(sizes[axis] for axis in waiting)
-    return Shards(*(sizes[axis] for axis in MESH_AXES), rows, rows * tokens_a_row / sizes["context"], waiting, ways)
+    axes = (sizes["data"], sizes["fsdp"], sizes["expert"], sizes["context"], sizes["tensor"])
+    return Shards(*axes, rows, rows * tokens_a_row / sizes["context"], waiting, ways)
 
 
 def estimate(

@@ -168,6 +168,7 @@ class _Window:
 
     def __init__(self, plan: Dispatch, traffic: _Traffic, number: Int[Array, ""]) -> None:
         self._plan = plan
+        self._number = number
         first = number * plan.rows
         low = jnp.clip(traffic.begins, first, first + plan.rows)
         count = jnp.clip(traffic.begins + traffic.counts, first, first + plan.rows) - low
@@ -184,6 +185,9 @@ class _Window:
         if self._plan.axis is None:
             return rows
         (source, sent, target), (_, received, _) = self._out, self._in
+        # XLA:TPU exchanges a copy of the rows in another layout. Tied to the round it is made in the round and gone
+        # after it; else it would be made before the loop and kept beside the rows.
+        rows, _ = jax.lax.optimization_barrier((rows, self._number))
         buffer = jnp.zeros((self._plan.rows, *rows.shape[1:]), rows.dtype)
         return ragged_all_to_all(rows, buffer, source, sent, target, received, self._plan.axis)
 

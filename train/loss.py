@@ -92,6 +92,10 @@ def _forward(
     hidden: Array, head: Array, targets: Array, weights: Array, how: _How
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
     *out, d_hidden, d_head = _everywhere(hidden, head, targets, weights, how, gradients=True)
+    if current_mesh() is not None:
+        # No gradient of the hidden states leaves before that of the head is scattered. The compiler would leave the
+        # scattering for the end and keep the whole head's gradient while the layers run backward.
+        d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, d_head))
     return (out[0], out[1], out[2]), (d_hidden, d_head.astype(head.dtype))
 
 

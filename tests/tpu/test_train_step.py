@@ -105,7 +105,9 @@ def test_memory_is_that_of_the_design(compiled):
     outcome, held, _, _ = compiled
     expected = estimate(CONFIG, parse_mesh(SIZES).sizes, "train", TOKENS, BATCH)
     assert held["parameters"] == pytest.approx(expected.parameters, rel=0.1)
-    assert outcome.peak_bytes < 13 * 2**30
+    # 6.1 GiB where the whole gradient of the head (1.16) waits until the layers have run backward, and the exchanged
+    # rows (two times 0.25) are kept in two layouts at once.
+    assert outcome.peak_bytes < 5 * 2**30
 
 
 def test_bytes_are_those_of_the_analytic_model(sent):
