@@ -82,7 +82,7 @@ def contest(rounds: int, steps: int, directory: Path) -> dict[str, dict[str, Any
     for _ in range(rounds):
         for name, command in contestants.items():
             results[name].append(run_json([sys.executable, "-m", *command]))
-            print(name, {key: results[name][-1][key] for key in ("step_s", "first_s", "losses")}, flush=True)
+            print(name, {key: results[name][-1][key] for key in ("step_s", "cpu_s", "first_s", "losses")}, flush=True)
     best = {name: merge_best([{**one, "losses": None} for one in runs]) for name, runs in results.items()}
     for name in GOALS:
         want = results[f"{name} ours"][0]["losses"]
@@ -120,9 +120,10 @@ def report(best: dict[str, dict[str, Any]], more: dict[str, Any], rate: float) -
         verdict = "reached" if ratio >= goal else f"missed by {1 - ratio / goal:.0%}"
         done = 6 * num_parameters(config, active=True) * ours / rate
         size = f"{num_parameters(config) / 1e6:.0f}M"
+        worked = [f"{best[f'{name} {who}']['cpu_s']:.2f}" for who in ("ours", peer)]
         memory = [f"{best[f'{name} {who}']['peak_rss'] / 2**30:.1f}" for who in ("ours", peer)]
         cells = [f"{name} {size}", f"{ours:.0f}", f"{speeds[peer]:.0f} ({peer})", f"{ratio:.2f}"]
-        rows.append([*cells, f"{goal}: {verdict}", f"{done:.0%}", " / ".join(memory)])
+        rows.append([*cells, f"{goal}: {verdict}", f"{done:.0%}", " / ".join(worked), " / ".join(memory)])
     header = [
         "tokens per second",
         "qwen3-jax",
@@ -130,13 +131,16 @@ def report(best: dict[str, dict[str, Any]], more: dict[str, Any], rate: float) -
         "ratio",
         "goal",
         "of the product rate",
-        "peak GB, ours / theirs",
+        "processor s a step",
+        "peak GB",
     ]
     plain, small = more["plain_peak"], more["chunk_256_peak"]
     exact, local, without = (more[f"{form}_1_s"] for form in ("global", "micro_batch", "none"))
     exact4, local4 = (more[f"{form}_4_s"] for form in ("global", "micro_batch"))
     return [
         *table(header, rows),
+        "",
+        "Processor seconds and memory: ours / theirs. Of a busy machine they say more than the clock.",
         "",
         f"**Memory of the loss** (temporary bytes of its gradient, {ROWS} x {LENGTH} tokens, vocabulary of "
         f"{DENSE.vocab_size}): plain {plain / 2**20:.0f} MiB, in chunks of 256 tokens {small / 2**20:.0f} MiB, of 1024 "
@@ -172,7 +176,7 @@ def main() -> None:
         "# A training step on CPU",
         "",
         f"{ROWS} rows of {LENGTH} tokens, float32, AdamW, gradients clipped; from the same weights on the same batch,",
-        "with the same losses. The mixture has 32 experts, 8 a token, with Hugging Face's balance loss on their side and",
+        "with the same losses. The mixture has 32 experts, 8 a token; the balance loss is pooled on their side and",
         f"the exact one on ours.{busy}",
         "",
         *report(best, more, rate),

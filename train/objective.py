@@ -7,6 +7,7 @@ micro-batch's own), each one's gradient is taken at once and added up instead; w
 Parameters are cast to the activations' dtype inside a micro-batch, so that their gradients accumulate in float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -76,14 +77,14 @@ def objective(
         counted = _row_tokens(batch)[None]
     else:
         parts = cut(batch, micro_batches, model.placement.rules)
-        counted = _row_tokens(parts)
+        counted = jnp.sum(parts["segment_ids"] > 0, axis=2, dtype=jnp.int32)
 
-        def add(total: _Sums, part: Batch) -> tuple[_Sums, tuple[RowSums, ...]]:
-            sums, rows = forward(params, part)
+        def add(total: _Sums, part: dict[str, Array]) -> tuple[_Sums, tuple[RowSums, ...]]:
+            sums, rows = forward(params, Batch(**part))
             return jax.tree.map(jnp.add, total, sums), rows
 
         # Inside a scan the compiler can not join the two computations, so it need not be kept from it.
-        start = _zeros(lambda: forward(params, _first(parts))[0])
+        start = _zeros(lambda: forward(params, Batch(**{name: array[0] for name, array in parts.items()}))[0])
         sums, rows = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, parts)
     balance = balance_loss(rows, counted, config.balance) if rows else jnp.zeros((), jnp.float32)
     value = sums.objective + _coefficient(model, config) * balance
@@ -108,12 +109,13 @@ def gradients(
             balance = balance_loss(rows, _row_tokens(part)[None], config.balance) / micro_batches
         return sums.objective + _coefficient(model, config) * balance, (sums, balance)
 
-    def of_part(part: Batch) -> tuple[tuple[_Sums, Array], Any]:
-        (_, sums), grads = jax.value_and_grad(value_of, has_aux=True)(params, part)
+    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array], Any]:
+        (_, sums), grads = jax.value_and_grad(value_of, has_aux=True)(params, Batch(**part))
         return sums, grads
 
     parts = cut(batch, micro_batches, model.placement.rules)
-    start = _zeros(lambda: of_part(_first(parts)))
+    first = {name: array[0] for name, array in parts.items()}
+    start = _zeros(lambda: of_part(first))
     ((sums, balance), grads), _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), start, parts
     )
@@ -129,8 +131,8 @@ def batch_loss(
     return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
 
-def cut(batch: Batch, parts: int, rules: Rules) -> Batch:
-    """Arrays [parts, B / parts, T]: micro-batch j has the rows j, j + parts, ...
+def cut(batch: Batch, parts: int, rules: Rules) -> dict[str, Array]:
+    """The batch's arrays by name as [parts, B / parts, T]: micro-batch j has the rows j, j + parts, ...
 
     Devices keep consecutive rows of a batch, so each has as many rows of every micro-batch and nothing is sent.
     """
@@ -139,8 +141,7 @@ def cut(batch: Batch, parts: int, rules: Rules) -> Batch:
         apart = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return constrain(apart, (None, "batch", "sequence"), rules)
 
-    cut_up: Batch = jax.tree.map(one, batch)
-    return cut_up
+    return {field.name: one(jnp.asarray(getattr(batch, field.name))) for field in dataclasses.fields(batch)}
 
 
 def by_domain(
@@ -166,14 +167,9 @@ def _per_token(batch: Batch) -> Float[Array, ""]:
     return 1.0 / jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
 
 
-def _row_tokens(batch: Batch) -> Int[Array, "*parts B"]:
+def _row_tokens(batch: Batch) -> Int[Array, " B"]:
     """Tokens of each row that are no padding."""
-    return jnp.sum(batch.segment_ids > 0, axis=-1, dtype=jnp.int32)
-
-
-def _first(parts: Batch) -> Batch:
-    first: Batch = jax.tree.map(lambda x: x[0], parts)
-    return first
+    return jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
 
 
 def _zeros(function: Callable[[], T]) -> T:

@@ -31,9 +31,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.rows, args.length))
     ids = torch.tensor(tokens)
-    seconds, losses = [], []
+    seconds, busy, losses = [], [], []
     for _ in range(args.steps):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         out = model(ids, labels=ids, **({"output_router_logits": True} if args.experts else {}))
         optimizer.zero_grad()
         out.loss.backward()
@@ -41,8 +41,15 @@ def main() -> None:
         optimizer.step()
         losses.append(out.loss.item())
         seconds.append(time.perf_counter() - began)
+        busy.append(time.process_time() - worked)
     version = f"transformers {transformers.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads)"
-    result = {"step_s": min(seconds[1:]), "first_s": seconds[0], "losses": losses, "version": version}
+    result = {
+        "step_s": min(seconds[1:]),
+        "cpu_s": min(busy[1:]),
+        "first_s": seconds[0],
+        "losses": losses,
+        "version": version,
+    }
     print(json.dumps(result | {"peak_rss": peak_rss()}))
 
 

@@ -75,16 +75,18 @@ def step_seconds(args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     program = step.lower(state, batch).compile()
     compile_s = time.perf_counter() - began
-    seconds, losses = [], []
+    seconds, busy, losses = [], [], []
     coefficient = config.model.get("router_aux_loss_coef", 0.0) if config.model.get("num_experts") else 0.0
     for _ in range(args.steps):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         state, metrics = program(state, batch)
         losses.append(float(metrics.loss) + coefficient * float(metrics.balance_loss))
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - began)
+        busy.append(time.process_time() - worked)
     return {
         "step_s": min(seconds[1:]),
+        "cpu_s": min(busy[1:]),
         "first_s": compile_s + seconds[0],
         "losses": losses,
         "version": f"jax {jax.__version__}",

@@ -79,7 +79,7 @@ def test_gradients_added_up_part_by_part_are_those_of_one_loss(architecture: str
 def test_cutting_interleaves_rows() -> None:
     batch = packed_batch(512)
     parts = cut(batch, 4, Qwen3(MOE).placement.rules)
-    np.testing.assert_array_equal(parts.tokens[1], batch.tokens[[1, 5]])
+    np.testing.assert_array_equal(parts["tokens"][1], batch.tokens[[1, 5]])
 
 
 @pytest.mark.parametrize("form", ["global", "sequence"])

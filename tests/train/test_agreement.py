@@ -21,7 +21,7 @@ from train.config import TrainConfig, parse
 from train.data import Batch
 from train.step import TRACES, TrainState, init_state, make_model, make_step
 
-STEPS, ROWS, LENGTH, WARMUP, CLIP, DECAY, RATE, FINAL = 50, 4, 16, 5, 0.5, 0.1, 1e-3, 0.1
+STEPS, ROWS, LENGTH, WARMUP, CLIP, DECAY, RATE, FINAL = 50, 4, 16, 5, 0.5, 0.1, 2e-3, 0.1
 
 
 def batches(vocab_size: int) -> list[np.ndarray]:
