@@ -2,11 +2,15 @@
 
 Accumulation is a `lax.scan` over rematerialised micro-batches inside the loss. One gradient is taken of all of it,
 after the whole forward pass, when the experts' selection frequency over the global batch is known: the balance loss is
-exact. It costs one more forward pass; without accumulation there is no scan and nothing is computed twice. Parameters
-are cast to the activations' dtype inside a micro-batch, so that their gradients accumulate in float32.
+exact. It costs one more forward pass. Where the loss is a sum over micro-batches (a dense model, or a balance loss of a
+micro-batch's own), each one's gradient is taken at once and added up instead; without accumulation there is no scan.
+Parameters are cast to the activations' dtype inside a micro-batch, so that their gradients accumulate in float32.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -20,6 +24,8 @@ from train.balance import balance_loss
 from train.data import Batch
 from train.loss import cross_entropy, token_losses
 from train.settings import LossConfig
+
+T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -64,56 +70,69 @@ def objective(
       micro_batches: parts the batch is cut into; each has the same number of every data shard's rows.
       num_domains: losses are reported for domains 0 to num_domains - 1 of `batch.domains`.
     """
-    tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
-    per_token = 1.0 / jnp.maximum(tokens, 1.0)
-    balanced = config.balance != "none" and any(sparse for sparse, _ in model.config.segments)
-
-    def one(part: Batch) -> tuple[_Sums, tuple[RowSums, ...]]:
-        return _forward(model, params, part, config, per_token, num_domains, balanced)
-
+    forward = partial(_forward, model, config=config, per_token=_per_token(batch), num_domains=num_domains)
     if micro_batches == 1:
-        sums, rows = one(batch)
+        sums, rows = forward(params, batch)
         rows = jax.tree.map(lambda leaf: leaf[None], rows)
-        counted = jnp.sum(batch.segment_ids > 0, axis=1)[None]
+        counted = _row_tokens(batch)[None]
     else:
         parts = cut(batch, micro_batches, model.placement.rules)
-        counted = jnp.sum(parts.segment_ids > 0, axis=2)
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, _first(parts))[0])
+        counted = jnp.sum(parts["segment_ids"] > 0, axis=2, dtype=jnp.int32)
 
-        def add(total: _Sums, part: Batch) -> tuple[_Sums, tuple[RowSums, ...]]:
-            sums, rows = one(part)
+        def add(total: _Sums, part: dict[str, Array]) -> tuple[_Sums, tuple[RowSums, ...]]:
+            sums, rows = forward(params, Batch(**part))
             return jax.tree.map(jnp.add, total, sums), rows
 
         # Inside a scan the compiler can not join the two computations, so it need not be kept from it.
+        start = _zeros(lambda: forward(params, Batch(**{name: array[0] for name, array in parts.items()}))[0])
         sums, rows = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, parts)
-    value, balance = sums.objective, jnp.zeros((), jnp.float32)
-    if balanced:
-        balance = balance_loss(rows, counted, config.balance)
-        coefficient = config.balance_coefficient
-        value = value + (model.config.router_aux_loss_coef if coefficient is None else coefficient) * balance
-    report = Report(
-        loss=sums.loss * per_token,
-        tokens=tokens,
-        balance_loss=balance,
-        z_loss=sums.log_z_squared * per_token,
-        domain_loss=sums.domain_loss,
-        domain_tokens=by_domain(batch.domains, batch.loss_mask.astype(jnp.float32), num_domains),
-        expert_load=sums.expert_load,
+    balance = balance_loss(rows, counted, config.balance) if rows else jnp.zeros((), jnp.float32)
+    value = sums.objective + _coefficient(model, config) * balance
+    return value, _report(sums, balance, batch, num_domains)
+
+
+def gradients(
+    model: Qwen3, params: Any, batch: Batch, config: LossConfig, micro_batches: int = 1, num_domains: int = 1
+) -> tuple[Report, Any]:
+    """The gradient of `objective` with respect to `params`; the arguments are the same."""
+    local = config.balance in ("micro_batch", "huggingface") or not _balanced(model, config)
+    if micro_batches == 1 or not local:
+        value = partial(objective, model, config=config, micro_batches=micro_batches, num_domains=num_domains)
+        (_, report), grads = jax.value_and_grad(lambda params: value(params, batch), has_aux=True)(params)
+        return report, grads
+    forward = partial(_forward, model, config=config, per_token=_per_token(batch), num_domains=num_domains)
+
+    def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array]]:
+        sums, rows = forward(params, part)
+        rows, balance = jax.tree.map(lambda leaf: leaf[None], rows), jnp.zeros((), jnp.float32)
+        if rows:  # the mean over micro-batches is a sum of their shares
+            balance = balance_loss(rows, _row_tokens(part)[None], config.balance) / micro_batches
+        return sums.objective + _coefficient(model, config) * balance, (sums, balance)
+
+    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array], Any]:
+        (_, sums), grads = jax.value_and_grad(value_of, has_aux=True)(params, Batch(**part))
+        return sums, grads
+
+    parts = cut(batch, micro_batches, model.placement.rules)
+    first = {name: array[0] for name, array in parts.items()}
+    start = _zeros(lambda: of_part(first))
+    ((sums, balance), grads), _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), start, parts
     )
-    return value, report
+    return _report(sums, balance, batch, num_domains), grads
 
 
 def batch_loss(
     model: Qwen3, params: Any, batch: Batch, chunk: int
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
     """Mean cross-entropy over the batch's counted tokens, nothing added; their number and the experts' load."""
-    out, head = _apply(model, params, batch, False)
+    out, head = _apply(model, params, batch, balanced=False)
     total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, model.placement.rules)
     return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
 
-def cut(batch: Batch, parts: int, rules: Rules) -> Batch:
-    """Arrays [parts, B / parts, T]: micro-batch j has the rows j, j + parts, ...
+def cut(batch: Batch, parts: int, rules: Rules) -> dict[str, Array]:
+    """The batch's arrays by name as [parts, B / parts, T]: micro-batch j has the rows j, j + parts, ...
 
     Devices keep consecutive rows of a batch, so each has as many rows of every micro-batch and nothing is sent.
     """
@@ -122,8 +141,7 @@ def cut(batch: Batch, parts: int, rules: Rules) -> Batch:
         apart = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return constrain(apart, (None, "batch", "sequence"), rules)
 
-    cut_up: Batch = jax.tree.map(one, batch)
-    return cut_up
+    return {field.name: one(jnp.asarray(getattr(batch, field.name))) for field in dataclasses.fields(batch)}
 
 
 def by_domain(
@@ -136,9 +154,28 @@ def by_domain(
     return jnp.sum(jnp.where(domains[:, :, None] == numbers, values[:, :, None], 0.0), axis=(0, 1))
 
 
-def _first(parts: Batch) -> Batch:
-    first: Batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
-    return first
+def _balanced(model: Qwen3, config: LossConfig) -> bool:
+    return config.balance != "none" and any(sparse for sparse, _ in model.config.segments)
+
+
+def _coefficient(model: Qwen3, config: LossConfig) -> float:
+    given = config.balance_coefficient
+    return model.config.router_aux_loss_coef if given is None else given
+
+
+def _per_token(batch: Batch) -> Float[Array, ""]:
+    return 1.0 / jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
+
+
+def _row_tokens(batch: Batch) -> Int[Array, " B"]:
+    """Tokens of each row that are no padding."""
+    return jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
+
+
+def _zeros(function: Callable[[], T]) -> T:
+    """Zeros in the shapes of what a function would give."""
+    zeros: T = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
+    return zeros
 
 
 def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any, Array]:
@@ -154,15 +191,9 @@ def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any
 
 
 def _forward(
-    model: Qwen3,
-    params: Any,
-    batch: Batch,
-    config: LossConfig,
-    per_token: Float[Array, ""],
-    num_domains: int,
-    balanced: bool,
+    model: Qwen3, params: Any, batch: Batch, *, config: LossConfig, per_token: Float[Array, ""], num_domains: int
 ) -> tuple[_Sums, tuple[RowSums, ...]]:
-    out, head = _apply(model, params, batch, balanced)
+    out, head = _apply(model, params, batch, _balanced(model, config))
     counted = batch.loss_mask.astype(jnp.float32)
     taken = token_losses(
         out.hidden, head, batch.targets, counted * per_token, config.chunk, model.placement.rules, config.z_loss
@@ -175,3 +206,16 @@ def _forward(
         expert_load=out.expert_load,
     )
     return sums, out.router_rows
+
+
+def _report(sums: _Sums, balance: Float[Array, ""], batch: Batch, num_domains: int) -> Report:
+    counted, per_token = batch.loss_mask.astype(jnp.float32), _per_token(batch)
+    return Report(
+        loss=sums.loss * per_token,
+        tokens=jnp.sum(counted),
+        balance_loss=balance,
+        z_loss=sums.log_z_squared * per_token,
+        domain_loss=sums.domain_loss,
+        domain_tokens=by_domain(batch.domains, counted, num_domains),
+        expert_load=sums.expert_load,
+    )

@@ -21,7 +21,7 @@ from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
 from train.objective import batch_loss as batch_loss
-from train.objective import objective
+from train.objective import gradients
 from train.optimizer import make_optimizer, schedule
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
@@ -134,8 +134,17 @@ def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState
     optimizer = make_optimizer(config.optimizer, config.steps)
     with jax.numpy_dtype_promotion("standard"):
         opt_shapes = jax.eval_shape(optimizer.init, shapes)
+
+    def masked(leaf: Any) -> bool:  # Muon and AdamW have a tree each, without the other's parameters
+        return isinstance(leaf, optax.MaskedNode)
+
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, opt_shapes, params, transform_non_params=lambda _: whole
+        optimizer,
+        lambda leaf, sharding: leaf if masked(leaf) else sharding,
+        opt_shapes,
+        params,
+        transform_non_params=lambda _: whole,
+        is_leaf=masked,
     )
     return TrainState(step=whole, params=params, opt_state=opt_state, ema=params if config.ema_decay else None)
 
@@ -153,9 +162,7 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
-        (_, report), grads = jax.value_and_grad(
-            lambda params: objective(model, params, batch, config.loss, config.micro_batches, num_domains), has_aux=True
-        )(state.params)
+        report, grads = gradients(model, state.params, batch, config.loss, config.micro_batches, num_domains)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)

@@ -66,3 +66,12 @@ def test_the_command_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest
     assert main([]) == 2
     assert main(["--help"]) == 0
     assert "run_dir=DIR" in capsys.readouterr().out
+
+
+def test_remat_and_backends_are_names_and_older_files_say_true_or_false() -> None:
+    remats = [load_config(POCKET, [f"remat={value}"]).remat for value in ("true", "false", "dots")]
+    assert remats == ["full", "none", "dots"]
+    assert load_config(POCKET, ["moe_backend=reference"]).moe_backend == "reference"
+    for key in ("remat", "moe_backend", "attention_backend"):
+        with pytest.raises(ValueError, match=f"{key} must be one of .*got 'fast'"):
+            load_config(POCKET, [f"{key}=fast"])
