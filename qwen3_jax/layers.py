@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.linear import linear
+from qwen3_jax.lora import project
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
 from qwen3_jax.rope import apply_rope
@@ -24,8 +24,8 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
 def swiglu(params: Params, x: Float[Array, "B T D"], placement: Placement) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
     with jax.named_scope("mlp"):
-        inner = jax.nn.silu(linear(x, params["gate_proj"])) * linear(x, params["up_proj"])
-        return linear(placement.constrain(inner, "batch", "sequence", "mlp"), params["down_proj"])
+        inner = jax.nn.silu(project(params, "gate_proj", x)) * project(params, "up_proj", x)
+        return project(params, "down_proj", placement.constrain(inner, "batch", "sequence", "mlp"))
 
 
 def project_qkv(
@@ -38,9 +38,9 @@ def project_qkv(
     """Queries and keys normed per head, then turned; values as they are. Keys and values are copied where fewer heads
     than devices share them (K is then `num_key_value_heads * placement.kv_repeats`)."""
     heads = (*x.shape[:2], -1, config.head_dim)
-    q = rms_norm(linear(x, params["q_proj"]).reshape(heads), params["q_norm"], config.rms_norm_eps)
-    k = rms_norm(linear(x, params["k_proj"]).reshape(heads), params["k_norm"], config.rms_norm_eps)
-    v = linear(x, params["v_proj"]).reshape(heads)
+    q = rms_norm(project(params, "q_proj", x).reshape(heads), params["q_norm"], config.rms_norm_eps)
+    k = rms_norm(project(params, "k_proj", x).reshape(heads), params["k_norm"], config.rms_norm_eps)
+    v = project(params, "v_proj", x).reshape(heads)
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     if placement.kv_repeats > 1:
         k, v = (jnp.repeat(heads, placement.kv_repeats, axis=2) for heads in (k, v))

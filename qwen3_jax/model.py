@@ -20,6 +20,7 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.kernels import choose_attention, self_attention
 from qwen3_jax.layers import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.linear import linear
+from qwen3_jax.lora import Lora, adapter_specs, has_adapters, project
 from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
@@ -101,6 +102,7 @@ class DecoderLayer(nn.Module):
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -108,7 +110,12 @@ class DecoderLayer(nn.Module):
     ) -> tuple[tuple[Array, Array | None, Array | None], RouterReport | None]:
         x, keys, values = carry
         specs = layer_specs(self.config, self.sparse)
-        params = use(declare(self, specs, self.config, self.param_dtype), specs, self.dtype, self.placement)
+        if self.lora is not None:
+            specs |= adapter_specs(self.lora, specs)
+        elif has_adapters(self.variables.get("params", {})):
+            raise ValueError("parameters with adapters need a model with lora, got lora=None: see load_adapters")
+        declared = declare(self, specs, self.config, self.param_dtype)
+        params = use(declared if self.lora is None else self.lora.scaled(declared), specs, self.dtype, self.placement)
         eps, place = self.config.rms_norm_eps, self.placement.constrain
 
         normed = rms_norm(x, params["input_layernorm"], eps)
@@ -129,7 +136,7 @@ class DecoderLayer(nn.Module):
             keys, values = write_layer(keys, k, ctx.slot), write_layer(values, v, ctx.slot)
             attended = attention(q, keys, values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
-        x = place(x + linear(attended, params["o_proj"]), "batch", "sequence", None)
+        x = place(x + project(params, "o_proj", attended), "batch", "sequence", None)
 
         normed = rms_norm(x, params["post_attention_layernorm"], eps)
         if not self.sparse:
@@ -152,6 +159,7 @@ class Qwen3(nn.Module):
       dtype: dtype of the activations; None takes that of the parameters. Training keeps float32 parameters and computes
         in bfloat16.
       placement: how the model lies on a mesh, see `qwen3_jax.place`.
+      lora: the low-rank adapters that stand among the parameters, see `qwen3_jax.lora`.
       generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
     """
 
@@ -163,6 +171,7 @@ class Qwen3(nn.Module):
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
+    lora: Lora | None = None
     generation: GenerationDefaults = GenerationDefaults()
 
     @nn.compact
@@ -187,7 +196,7 @@ class Qwen3(nn.Module):
           logits_to_keep: only the last so many positions get logits; 0 keeps all (Hugging Face's name).
 
         Raises:
-          ValueError: `segment_ids` together with `cache`, or an unknown backend.
+          ValueError: `segment_ids` together with `cache`, an unknown backend, or adapters without `lora`.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
@@ -286,5 +295,5 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement")
+        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "lora")
         return {"sparse": sparse, **{name: getattr(self, name) for name in names}}

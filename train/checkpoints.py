@@ -3,6 +3,7 @@
 With many processes each writes its own part of the arrays into the one directory, which all of them must see.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         data = {"streams": list(places())}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        trained = dataclasses.replace(state, frozen=None)  # the base is read again from where it came
+        items = ocp.args.Composite(state=ocp.args.StandardSave(trained), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
     def restore(self, like: TrainState) -> tuple[TrainState, list[Any]]:
-        """The newest checkpoint, in the shapes, dtypes and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`, which gives the frozen base."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dataclasses.replace(like, frozen=None))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         restored = self._manager.restore(self._manager.latest_step(), args=items)
-        return restored.state, restored.data["streams"]
+        return dataclasses.replace(restored.state, frozen=like.frozen), restored.data["streams"]

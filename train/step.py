@@ -13,12 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.lora import adapter_tree, init_adapters, with_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import Placement, place
 from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
+from train.lora import lora_of
 from train.loss import cross_entropy
 from train.optimizer import make_optimizer, schedule
 
@@ -31,13 +33,25 @@ class TrainState:
 
     Attributes:
       step: steps done.
-      params: the model's parameters.
+      params: what is trained: the model's parameters, or its adapters.
       opt_state: the optimizer's.
+      frozen: with adapters, the base's parameters, in the dtype of the activations; not in checkpoints. Else None.
     """
 
     step: Any  # int32[]; not Int[Array, ""]: orbax restores into a tree of ShapeDtypeStructs
     params: Any
     opt_state: Any
+    frozen: Any = None
+
+    @property
+    def model_params(self) -> Any:
+        """What the model is applied to."""
+        return joined(self.params, self.frozen)
+
+
+def joined(params: Any, frozen: Any) -> Any:
+    """What is trained and the frozen base, as the parameters of one model."""
+    return params if frozen is None else with_adapters(frozen, params)
 
 
 @flax.struct.dataclass
@@ -90,35 +104,54 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         remat=config.remat,
         dtype=jnp.dtype(config.dtype),
         placement=placement,
+        lora=lora_of(config.lora, architecture),
     )
 
 
-def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None) -> TrainState:
-    """Fresh parameters and optimizer, from the seed; each device makes its own part."""
+def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, params: Any = None) -> TrainState:
+    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part. A model with
+    adapters gets fresh ones, and `params` is its frozen base."""
 
-    def init() -> TrainState:
-        params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+    def init(params: Any) -> TrainState:
+        frozen, key = None, jax.random.key(config.seed)
+        if model.lora is not None:
+            frozen, params = params, init_adapters(model.config, model.lora, model.layout, key)
+        elif params is None:
+            params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
         with jax.numpy_dtype_promotion("standard"):
             opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, frozen=frozen)
 
     if mesh is None:
-        return init()
-    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh))()
+        return init(params)
+    layout = state_shardings(model, config, mesh)
+    state: TrainState = jax.jit(init, out_shardings=layout, donate_argnums=0)(params)
     return state
+
+
+def trained_specs(model: Qwen3) -> dict[str, Any]:
+    """The declaration of what is trained: of all parameters, or of the adapters."""
+    if model.lora is None:
+        return spec_tree(model.config, model.layout)
+    return adapter_tree(model.config, model.lora, model.layout)
 
 
 def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Where each part of the state lies: the optimizer's moments as the parameters they belong to."""
-    params = jax.tree.map(
-        lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
-        spec_tree(model.config, model.layout),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
+
+    def lie(specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+        )
+
+    params = lie(trained_specs(model))
+    frozen = None if model.lora is None else lie(spec_tree(model.config, model.layout))
     whole = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
-        spec_tree(model.config, model.layout),
+        trained_specs(model),
         is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
     )
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -127,7 +160,7 @@ def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda _, sharding: sharding, opt_shapes, params, transform_non_params=lambda _: whole
     )
-    return TrainState(step=whole, params=params, opt_state=opt_state)
+    return TrainState(step=whole, params=params, opt_state=opt_state, frozen=frozen)
 
 
 def make_step(
@@ -140,7 +173,7 @@ def make_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
         (loss, (tokens, expert_load)), grads = jax.value_and_grad(
-            lambda params: batch_loss(model, params, batch, config.loss.chunk), has_aux=True
+            lambda params: batch_loss(model, joined(params, state.frozen), batch, config.loss.chunk), has_aux=True
         )(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             grad_norm = optax.tree.norm(grads)
@@ -150,7 +183,7 @@ def make_step(
         metrics = Metrics(
             loss=loss, tokens=tokens, grad_norm=grad_norm, learning_rate=learning_rate, expert_load=expert_load
         )
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, frozen=state.frozen), metrics
 
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)

@@ -2,6 +2,7 @@
 
 from train.settings.data import DataConfig, LengthShare, MixtureConfig, SourceConfig, TokenizerConfig, WeightConfig
 from train.settings.evaluation import EvaluationConfig
+from train.settings.fusion import FusionConfig
 from train.settings.lora import LoraConfig
 from train.settings.loss import LossConfig
 from train.settings.optimizer import OptimizerConfig
@@ -10,6 +11,7 @@ from train.settings.report import ReportConfig
 __all__ = [
     "DataConfig",
     "EvaluationConfig",
+    "FusionConfig",
     "LengthShare",
     "LoraConfig",
     "LossConfig",
