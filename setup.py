@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 RUNTIME = [
     "jax>=0.10,<0.13",
     "flax>=0.12.8,<0.13",
+    "grain>=0.2.15,<0.3",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "jaxtyping>=0.3.7",
@@ -28,12 +29,16 @@ HAS_CPU_TORCH = "python_version < '3.12' or sys_platform != 'linux'"
 TORCH = f"torch>=2.6; {HAS_CPU_TORCH}"
 PEFT = f"peft>=0.19; {HAS_CPU_TORCH}"
 
+# Parquet; JSONL, text and ArrayRecord need nothing more. `hf:` sources use `datasets` where it is installed: it brings
+# many packages of its own, so no extra asks for it.
+DATA = ["pyarrow>=20.0"]
 HUB = ["huggingface_hub>=1.0,<3.0"]
 PLOT = ["matplotlib>=3.9"]
 # The TPU's compiler, without a TPU: plans and `make test-tpu`. jax and libtpu are released in pairs, pinned in
 # constraints.txt; the wheel takes 700 MB on disk, so nothing else asks for it.
 TPU_PLAN = ["libtpu>=0.0.42,<0.0.51; sys_platform == 'linux'"]
 TEST = [
+    *DATA,
     *HUB,
     *PLOT,
     "beartype>=0.20",
@@ -70,6 +75,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "tpu-plan": TPU_PLAN,
+        "data": DATA,
         "hub": HUB,
         "plot": PLOT,
         "test": TEST,

@@ -100,6 +100,27 @@ def fuse(messages: Sequence[Mapping[str, Any]], config: FusionConfig, seed: Sequ
     return Fused(messages=tuple(turns), mode=mode)
 
 
+def fuse_turns(messages: Sequence[Mapping[str, Any]], config: FusionConfig, number: int) -> list[Fused]:
+    """A sample for each answer of a conversation, with the turns before it, each with flags of its own.
+
+    An answer with `weight: 0` gives none.
+
+    Args:
+      number: of the example; it decides the draws, with `config.seed`.
+    """
+    plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    turns = [
+        at
+        for at, message in enumerate(messages)
+        if message.get("role") == "assistant" and message.get("weight", 1) != 0 and _asked(messages[:at])
+    ]
+    return [fuse(plain[: at + 1], config, (config.seed, number, at)) for at in turns]
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message.get("role") == "user" for message in messages)
+
+
 def _without_thinking(message: Message) -> Message:
     """An answer as it is without thinking; in a loop of tool calls the template would show that of earlier steps."""
     if message["role"] != "assistant":
@@ -118,22 +139,3 @@ def split_thinking(answer: Mapping[str, Any]) -> tuple[str, str]:
         return (thinking or "").strip("\n"), content
     before, _, after = content.rpartition("</think>")
     return before.rpartition("<think>")[2].strip("\n"), after.lstrip("\n")
-
-
-def parts(tok: Any, sample: Fused, tools: Any = None) -> list[tuple[str, bool]]:
-    """Prompt and completion of a sample: texts to encode apart, as in generation, and whether they are learnt.
-
-    The completion is what the chat template writes of the last message after the prompt, up to the token that ends the
-    turn: thinking block (an empty one without thinking), content and tool calls.
-
-    Raises:
-      ValueError: the template does not continue its own prompt with the answer.
-    """
-    prompt = tok.render(list(sample.messages[:-1]), tools, sample.enable_thinking, True)
-    whole = tok.render(list(sample.messages), tools, sample.enable_thinking, False)
-    if not whole.startswith(prompt):
-        raise ValueError(
-            f"the chat template must continue its prompt with the answer, got {whole[-40:]!r} at its end: use a "
-            "template of Qwen3's hybrid models"
-        )
-    return [(prompt, False), (whole.removeprefix(prompt).removesuffix("\n"), True)]

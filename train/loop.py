@@ -25,9 +25,9 @@ from sharding import MeshConfig
 from sharding.processes import is_first
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
-from train.data import Cursor, Source
+from train.data import Data
 from train.step import Metrics, TrainState, init_state, make_model, make_step
-from train.streams import batch_sharding, gather_cursors, shares, streams_here
+from train.streams import batch_sharding, gather_places, streams_here
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class Reporter:
         print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
 
 
-def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
+def train(config: TrainConfig, data: Data) -> tuple[Qwen3, TrainState]:
     """Trains to `config.steps`, from the newest checkpoint in `run_dir` when there is one.
 
     Raises:
@@ -123,7 +123,7 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
     rows, length, streams = config.data.rows, config.data.length, config.data.streams
     layout = batch_sharding(mesh, model.placement.rules)
     here = streams_here(streams, rows, length, layout)
-    state, cursors = init_state(model, config, mesh), dict.fromkeys(here, Cursor())
+    state, places = init_state(model, config, mesh), None
     step_function = make_step(model, config, mesh)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run_dir / "checkpoints", config.keep_checkpoints))
@@ -131,21 +131,20 @@ def train(config: TrainConfig, source: Source) -> tuple[Qwen3, TrainState]:
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() is not None:
-            state, everywhere = checkpoints.restore(state)
-            cursors = {stream: Cursor(**everywhere[stream]) for stream in here}
+            state, places = checkpoints.restore(state)
             if is_first():
                 _drop_lines_after(run_dir / "metrics.jsonl", int(state.step))
         reporter = Reporter(run_dir / "metrics.jsonl", config, 1 if mesh is None else mesh.shape["expert"])
-        stream = stack.enter_context(contextlib.closing(prefetch(shares(source, cursors, rows, length, streams))))
+        stream = stack.enter_context(contextlib.closing(prefetch(data.batches(here, places))))
         for step in range(int(state.step) + 1, config.steps + 1):
-            share, cursors = next(stream)
+            share, after = next(stream)
             batch = share.place(layout)
             state, metrics = step_function(state, batch)
             reporter.push(step, metrics, _num_tokens(batch.segment_ids))
             stopping = stop.asked(step)
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 reporter.flush()  # a state that is not finite is never saved
-                checkpoints.save(state, partial(gather_cursors, cursors, streams))
+                checkpoints.save(state, partial(gather_places, after, streams))
             if stopping:
                 if is_first():
                     print(f"asked to stop: saved step {step}, run the same command to go on", flush=True)

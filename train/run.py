@@ -14,9 +14,9 @@ from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig, load_config, to_dict
+from train.data import make_data
 from train.loop import train
 from train.pocket import tokenizer as pocket_tokenizer
-from train.pocket.source import PocketSource
 
 USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
 
@@ -46,7 +46,7 @@ def run(config: TrainConfig) -> Path:
     first_does(partial(_claim, run_dir, config))
     first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
     tok = load_tokenizer(run_dir / "tokenizer")
-    model, state = train(config, PocketSource(tok, config.data, config.seed))
+    model, state = train(config, make_data(config, tok))
     if int(state.step) < config.steps:
         raise SystemExit(143)  # SIGTERM: the state is saved, there is nothing to export yet
     directory = run_dir / "model"

@@ -1,36 +1,26 @@
 """A global batch from independent streams of examples, so that each process makes only the rows of its own devices.
 
-Stream s of N has the examples s, s + N, s + 2N, ... and packs rows s * B / N to (s + 1) * B / N of every batch. N is
-part of the configuration: the batches of a run are the same whatever number of processes makes them.
+Stream s of N packs rows s * B / N to (s + 1) * B / N of every batch, from its own part of one order of documents (see
+`train.data.order`). N is part of the configuration: the batches of a run are the same whatever number of processes
+makes them.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from sharding import Rules, named_sharding
 from sharding.processes import gather
-from train.data import Batch, Cursor, Example, Source, pack
+from train.data.packing import Batch, Packed
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
-
-
-@dataclasses.dataclass(frozen=True)
-class Every:
-    """Every `step`-th example of a source, from `first` on."""
-
-    source: Source
-    first: int
-    step: int
-
-    def example(self, index: int) -> Example:
-        return self.source.example(self.first + index * self.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +30,31 @@ class Share:
     Attributes:
       rows: in the global batch.
       parts: the rows of each stream that this process makes.
+      packed: the same with the documents they came from.
     """
 
     rows: int
-    parts: Mapping[int, Batch]
+    packed: Mapping[int, Packed]
+
+    @property
+    def parts(self) -> Mapping[int, Batch]:
+        return {stream: packed.batch for stream, packed in self.packed.items()}
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Names ("source:index") of the documents in the rows that this process makes."""
+        return tuple(name for packed in self.packed.values() for name in packed.examples)
 
     def place(self, sharding: NamedSharding | None) -> Batch:
         """The global batch on its devices; every process passes its own share."""
-        one = next(iter(self.parts.values())).tokens
+        parts = self.parts
+        one = next(iter(parts.values())).tokens
         each, shape = one.shape[0], (self.rows, one.shape[1])
 
         def region(name: str, index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(self.rows)
             streams = range(start // each, -(-stop // each))
-            whole = np.concatenate([getattr(self.parts[stream], name) for stream in streams])
+            whole = np.concatenate([getattr(parts[stream], name) for stream in streams])
             return whole[start - streams.start * each : stop - streams.start * each, index[1]]
 
         if sharding is None:
@@ -90,23 +91,29 @@ def streams_here(streams: int, rows: int, length: int, sharding: NamedSharding |
 
 
 def shares(
-    source: Source, cursors: Mapping[int, Cursor], rows: int, length: int, streams: int
-) -> Iterator[tuple[Share, dict[int, Cursor]]]:
-    """Shares from `cursors` on (one for each stream that is made here), each with the cursors after it."""
-    cursors = dict(cursors)
+    packers: Mapping[int, grain.IterDataset], rows: int, places: Mapping[int, Any] | Sequence[Any] | None = None
+) -> Iterator[tuple[Share, dict[int, Any]]]:
+    """Shares, each with the places (JSON values) of the streams after it.
+
+    Args:
+      packers: the packed rows of each stream that is made here.
+      rows: in the global batch.
+      places: where to go on, by stream; None: at the beginning.
+    """
+    iterators = {stream: iter(packer) for stream, packer in packers.items()}
+    if places is not None:
+        for stream, iterator in iterators.items():
+            iterator.set_state(places[stream])
     while True:
-        parts = {}
-        for stream, cursor in cursors.items():
-            parts[stream], cursors[stream] = pack(Every(source, stream, streams), cursor, rows // streams, length)
-        yield Share(rows, parts), dict(cursors)
+        packed = {stream: next(iterator) for stream, iterator in iterators.items()}
+        yield Share(rows, packed), {stream: iterator.get_state() for stream, iterator in iterators.items()}
 
 
-def gather_cursors(cursors: Mapping[int, Cursor], streams: int) -> list[Any]:
-    """The cursors of all streams as JSON values, from the processes that make them."""
-    if len(cursors) == streams:
-        return [dataclasses.asdict(cursors[stream]) for stream in range(streams)]
-    plain = {str(stream): dataclasses.asdict(cursor) for stream, cursor in cursors.items()}
+def gather_places(places: Mapping[int, Any], streams: int) -> list[Any]:
+    """The places of all streams, from the processes that make them."""
+    if len(places) == streams:
+        return [places[stream] for stream in range(streams)]
     known: dict[str, Any] = {}
-    for part in gather(plain):
+    for part in gather({str(stream): place for stream, place in places.items()}):
         known |= part
     return [known[str(stream)] for stream in range(streams)]

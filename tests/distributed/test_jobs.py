@@ -17,7 +17,6 @@ from qwen3_jax.tokenizer import load_tokenizer
 from tests.distributed import worker
 from tests.distributed.launch import free_port, launch
 from tests.tiny import dense_config, random_params, write_tokenizer
-from train.config import parse
 from train.loop import train
 
 WORKER = str(Path(worker.__file__))
@@ -64,7 +63,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
         "steps": STEPS,
         "model": config.to_hf(),
         "layout": "stacked",
-        "data": {"rows": 8, "length": 32, "streams": STREAMS},
+        "data": {"rows": 8, "length": 32, "streams": STREAMS, "lookahead": 1.0, "threads": 0},
         "optimizer": {"warmup_steps": 0},
         "report": {"every": 1},
         "checkpoint_every": 2,
@@ -129,7 +128,8 @@ def test_one_process_goes_on_from_the_checkpoint_of_many(job: Job, alone: Alone,
     (resumed / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "2").rename(resumed / "checkpoints" / "2")
     source = worker.Words(alone.settings["model"]["vocab_size"])
-    model, state = train(parse(worker.TrainConfig, alone.settings | {"run_dir": str(resumed)}), source)
+    settings = worker.parse(worker.TrainConfig, alone.settings | {"run_dir": str(resumed)})
+    model, state = train(settings, worker.endless_data(settings, source))
     assert metrics(resumed)[-1]["step"] == 3
     np.testing.assert_allclose(metrics(resumed)[-1]["loss"], metrics(run)[-1]["loss"], rtol=5e-5)
     save_pretrained(tmp_path / "model", model, state.params)

@@ -22,7 +22,7 @@ from sharding import parse_mesh
 from sharding.distributed import start
 from sharding.processes import gather, is_first
 from train.config import TrainConfig, parse
-from train.data import Example
+from train.data import Example, endless_data
 from train.loop import train
 
 PROMPTS = ["What is 3", "user hi assistant <think>\n"]
@@ -37,12 +37,15 @@ class Words:
     vocabulary: int
     asked: list[int] = dataclasses.field(default_factory=list)
 
-    def example(self, index: int) -> Example:
+    def pieces(self, index: int) -> list[Example]:
         self.asked.append(index)
         rng = np.random.default_rng(index)
         size, first = 4 + int(rng.integers(16)), int(rng.integers(self.vocabulary))
         tokens = [(first + at) % self.vocabulary for at in range(size)]
-        return Example(tokens=tokens, loss=[False] + [True] * (size - 1))
+        return [Example(tokens=tokens, loss=[False] + [True] * (size - 1))]
+
+    def name(self, index: int) -> str:
+        return f"words:{index}"
 
 
 def answers(checkpoint: Path, mesh: Any, again: Path) -> list[dict[str, Any]]:
@@ -58,7 +61,7 @@ def trained(settings: dict[str, Any], directory: Path) -> int:
     """Trains and saves the model; returns how many examples this process made."""
     config = parse(TrainConfig, settings)
     source = Words(config.model["vocab_size"])
-    model, state = train(config, source)
+    model, state = train(config, endless_data(config, source))
     save_pretrained(directory, model, state.params)
     return len(source.asked)
 

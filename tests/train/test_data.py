@@ -1,6 +1,7 @@
 """Packing: literal batches, nothing lost, an exact place to resume, and no leak between the documents of a row."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from qwen3_jax.model import Qwen3
 from tests.tiny import dense_config, random_params
-from train.data import Batch, Cursor, Example, batches, fill, pack
+from train.data import Batch, Example, batches, fill
+from train.data.packing import best_fit
 from train.step import batch_loss
 
 
@@ -17,9 +19,12 @@ from train.step import batch_loss
 class Numbers:
     """Example i is made of the token i + 1, in a length between 2 and 9; the first token is prompt."""
 
-    def example(self, index: int) -> Example:
+    def pieces(self, index: int) -> list[Example]:
         size = 2 + int(np.random.default_rng(index).integers(8))
-        return Example(tokens=[index + 1] * size, loss=[False] + [True] * (size - 1))
+        return [Example(tokens=[index + 1] * size, loss=[False] + [True] * (size - 1))]
+
+    def name(self, index: int) -> str:
+        return f"numbers:{index}"
 
 
 def test_fill_is_the_documented_example() -> None:
@@ -42,32 +47,49 @@ def documents_of(batch: Batch) -> list[list[int]]:
     return found
 
 
-def test_every_example_is_packed_once_and_rows_are_full() -> None:
-    stream = batches(Numbers(), Cursor(), rows=4, length=32)
+@pytest.mark.parametrize(("lookahead", "full"), [(1.0, 0.95), (2.0, 0.98)])
+def test_every_example_is_packed_once_and_rows_are_full(lookahead: float, full: float) -> None:
+    stream = batches(Numbers(), rows=4, length=32, lookahead=lookahead)
     seen, share = [], []
     for _ in range(30):
-        batch, cursor = next(stream)
-        seen += documents_of(batch)
-        share.append((batch.segment_ids > 0).mean())
+        packed = next(stream)
+        documents = documents_of(packed.batch)
+        assert packed.examples == tuple(f"numbers:{document[0] - 1}" for document in documents)
+        seen += documents
+        share.append((packed.batch.segment_ids > 0).mean())
     indices = [document[0] - 1 for document in seen]
-    assert sorted([*indices, *cursor.waiting]) == list(range(cursor.next))
-    assert all(document == Numbers().example(document[0] - 1).tokens for document in seen)
-    assert np.mean(share) > 0.95
+    state = stream.get_state()
+    waiting = [index for index, _ in state["waiting"]]
+    assert sorted([*indices, *waiting]) == list(range(state["order"]["next_index"]))
+    assert all(document == Numbers().pieces(document[0] - 1)[0].tokens for document in seen)
+    assert state["tokens"] == [sum(map(len, seen))]
+    assert np.mean(share) > full
 
 
-def test_batches_go_on_exactly_from_a_cursor() -> None:
-    whole = batches(Numbers(), Cursor(), rows=2, length=20)
-    first = [next(whole) for _ in range(6)]
-    resumed = batches(Numbers(), first[2][1], rows=2, length=20)
+def test_batches_go_on_exactly_from_a_state() -> None:
+    whole = batches(Numbers(), rows=2, length=20)
+    first = [(next(whole).batch, json.loads(json.dumps(whole.get_state()))) for _ in range(6)]
+    resumed = batches(Numbers(), rows=2, length=20)
+    resumed.set_state(first[2][1])
     for expected, _ in first[3:]:
-        batch, _ = next(resumed)
+        batch = next(resumed).batch
         for ours, theirs in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_an_example_longer_than_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.length must hold every example, got 4"):
-        pack(Numbers(), Cursor(), rows=64, length=4)
+def test_an_example_longer_than_a_row_is_left_out_and_counted() -> None:
+    stream = batches(Numbers(), rows=64, length=4)
+    with pytest.warns(UserWarning, match=r"numbers:\d+ is left out: . tokens do not fit in data.length=4 \(10* ex"):
+        batch = next(stream).batch
+    state = stream.get_state()
+    short = [index for index in range(state["order"]["next_index"]) if len(Numbers().pieces(index)[0].tokens) <= 4]
+    assert state["dropped"] == state["order"]["next_index"] - len(short) > 10
+    waiting = [index for index, _ in state["waiting"]]
+    assert sorted([document[0] - 1 for document in documents_of(batch)] + waiting) == short
+
+
+def test_best_fit_is_the_documented_example() -> None:
+    assert best_fit([3, 5, 2, 4], 1, 2, 7) == [[0, 3], [1, 2]]
 
 
 def random_documents(sizes: list[int], seed: int = 0) -> list[Example]:

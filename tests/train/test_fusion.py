@@ -11,9 +11,11 @@ import pytest
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from tests.support import shared_dir
 from tests.train.pocket_fixtures import pocket_tokenizer
+from train.data.chat import answer_parts
+from train.data.examples import Encoder
 from train.flags import NO_THINK, THINK, last_flag
-from train.fusion import Fused, fuse, parts, split_thinking
-from train.settings import FusionConfig
+from train.fusion import Fused, fuse, fuse_turns, split_thinking
+from train.settings import FusionConfig, SourceConfig
 
 QUESTION = {"role": "user", "content": "What is 2+2?"}
 THOUGHT = {"role": "assistant", "content": "It is 4.", "reasoning_content": "2+2=4"}
@@ -29,6 +31,10 @@ def tok(request) -> Tokenizer:
     if directory is None:
         pytest.skip("no shared data: set QWEN3_JAX_SHARED to its directory")
     return load_tokenizer(Path(directory) / "qwen3" / "tokenizer")
+
+
+def parts(tok: Tokenizer, sample: Fused) -> Any:
+    return answer_parts(tok, sample.messages, end="<|im_end|>", enable_thinking=sample.enable_thinking)
 
 
 def drawn(messages: Any, wanted: Any, **config: float) -> Fused:
@@ -197,3 +203,23 @@ def test_thinking_inside_the_content_counts_as_thinking(tok) -> None:
     assert parts(tok, sample)[1] == (ANSWERS["think"], True)
     dropped = fuse([QUESTION, block], FusionConfig(drop_thinking=1, hard=0), (0, 0))
     assert parts(tok, dropped)[1] == (ANSWERS["no_think"], True)
+
+
+def test_a_source_with_fusion_gives_a_sample_for_each_answer(tok) -> None:
+    source = SourceConfig(path="x.jsonl", kind="chat", fusion=FusionConfig(hard=0.0))
+    encoder, record = Encoder(tok, source), {"messages": [*EARLIER, QUESTION, PLAIN]}
+    documents = encoder.documents(record)
+    samples = fuse_turns(record["messages"], source.fusion, encoder.digest(record))
+    assert [sample.mode for sample in samples] == ["think", "no_think"]
+    for document, sample in zip(documents, samples, strict=True):
+        (prompt, _), (answer, _) = parts(tok, sample)
+        assert tok.decode(document.tokens.tolist()) == prompt + answer
+        assert tok.decode(document.tokens[document.loss].tolist()) == answer
+    unlearnt = {"messages": [EARLIER[0], EARLIER[1] | {"weight": 0}, QUESTION, PLAIN]}
+    assert len(encoder.documents(unlearnt)) == 1
+    other = SourceConfig(path="x.jsonl", kind="chat", fusion=FusionConfig(seed=1, hard=0.0))
+    assert Encoder(tok, other).key() != encoder.key()
+    with pytest.raises(ValueError, match="enable_thinking is drawn by"):
+        encoder.documents(record | {"enable_thinking": False})
+    with pytest.raises(ValueError, match="fusion needs kind: chat and thinking: template, got chat and keep"):
+        SourceConfig(path="x", kind="chat", thinking="keep", fusion=FusionConfig())

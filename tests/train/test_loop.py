@@ -19,10 +19,9 @@ from qwen3_jax.model import Qwen3
 from qwen3_jax.params import spec_tree
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
-from train.data import Cursor, batches
+from train.data import Data, batches, endless_data, make_data
 from train.loop import Reporter, _balance, prefetch, train
 from train.optimizer import decay_mask, schedule
-from train.pocket.source import PocketSource
 from train.run import run
 from train.step import TRACES, Metrics, batch_loss
 
@@ -33,7 +32,7 @@ def config(run_dir: Path, **changes: Any) -> TrainConfig:
         "steps": 12,
         "model": MODEL,
         "tokenizer": {"vocab_size": 760, "corpus_size": 800},
-        "data": {"rows": 2, "length": 256},
+        "data": {"rows": 2, "length": 256, "lookahead": 1.0, "threads": 0},
         "optimizer": {"warmup_steps": 3, "learning_rate": 1e-2},
         "report": {"every": 1},
         "checkpoint_every": 6,
@@ -41,8 +40,8 @@ def config(run_dir: Path, **changes: Any) -> TrainConfig:
     return parse(TrainConfig, {**values, **changes})
 
 
-def source(settings: TrainConfig) -> PocketSource:
-    return PocketSource(pocket_tokenizer(), settings.data, settings.seed)
+def data(settings: TrainConfig) -> Data:
+    return make_data(settings, pocket_tokenizer())
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
@@ -54,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any
     """A run of 12 steps without a break, and how often its step was traced."""
     settings = config(tmp_path_factory.mktemp("whole"))
     before = TRACES["train_step"]
-    _, state = train(settings, source(settings))
+    _, state = train(settings, data(settings))
     return settings, state, TRACES["train_step"] - before
 
 
@@ -64,7 +63,7 @@ def test_the_loss_falls_and_every_step_is_reported(finished: tuple[TrainConfig, 
     assert [line["step"] for line in report] == list(range(1, 13))
     assert set(report[0]) == {"step", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
     assert report[-1]["loss"] < 0.8 * report[0]["loss"]
-    batch, _ = next(batches(source(settings), Cursor(10_000), 2, 256))
+    batch = next(batches(data(settings).documents, 2, 256, first=10_000)).batch
     model = Qwen3(ModelConfig.from_hf(MODEL), layout="unrolled")
     fresh = jax.jit(model.init)(jax.random.key(0), jnp.asarray(batch.tokens))["params"]
     loss_of = jax.jit(lambda params, batch: batch_loss(model, params, batch, 64)[0])
@@ -84,10 +83,13 @@ class Breaks:
     at: int
     what: Callable[[], None]
 
-    def example(self, index: int) -> Any:
+    def pieces(self, index: int) -> Any:
         if index == self.at:
             self.what()
-        return source(self.settings).example(index)
+        return data(self.settings).documents.pieces(index)
+
+    def name(self, index: int) -> str:
+        return str(index)
 
 
 class Broken(Exception):
@@ -102,12 +104,13 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, 
         raise Broken
 
     with pytest.raises(Broken):  # between the checkpoint of step 6 and the end
-        train(settings, Breaks(settings, at=75, what=breaks))
+        train(settings, endless_data(settings, Breaks(settings, at=75, what=breaks), "abc"))
     assert 6 < lines(tmp_path)[-1]["step"] < 12
     # From step 6 on again; SIGTERM saves the step it is at.
-    _, state = train(settings, Breaks(settings, at=80, what=lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    leaves = Breaks(settings, at=80, what=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _, state = train(settings, endless_data(settings, leaves, "abc"))
     assert 6 < int(state.step) < 12
-    _, state = train(settings, source(settings))
+    _, state = train(settings, data(settings))
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
@@ -160,11 +163,11 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_prefetch_raises_what_its_thread_raised() -> None:
     def stream() -> Any:
-        yield None, Cursor(1)
+        yield None, {0: 1}
         raise ValueError("no more")
 
     ahead = prefetch(stream())
-    assert next(ahead)[1] == Cursor(1)
+    assert next(ahead)[1] == {0: 1}
     with pytest.raises(ValueError, match="no more"):
         next(ahead)
 

@@ -1,6 +1,7 @@
 """Batches from streams: the same whoever makes them, nothing lost or twice, an exact place to resume."""
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from sharding import DEFAULT_RULES, make_mesh
 from tests.train.test_data import Numbers, documents_of
 from train.config import TrainConfig, parse
-from train.data import Batch, Cursor, batches
-from train.streams import FIELDS, batch_sharding, gather_cursors, shares, streams_here
+from train.data import Batch, batches, endless_data
+from train.streams import FIELDS, batch_sharding, gather_places, streams_here
 
 ROWS, LENGTH = 8, 32
 
 
-def take(streams: int, here: list[int], count: int, cursors: dict[int, Cursor] | None = None) -> list[Any]:
-    stream = shares(Numbers(), cursors or dict.fromkeys(here, Cursor()), ROWS, LENGTH, streams)
+def take(streams: int, here: list[int], count: int, places: list[Any] | None = None, threads: int = 0) -> list[Any]:
+    data = {"rows": ROWS, "length": LENGTH, "streams": streams, "threads": threads, "lookahead": 1.0}
+    stream = endless_data(parse(TrainConfig, {"data": data}), Numbers()).batches(here, places)
     return [next(stream) for _ in range(count)]
 
 
@@ -26,20 +28,21 @@ def assert_equal(ours: Batch, theirs: Batch) -> None:
 
 
 def test_one_stream_is_the_plain_order() -> None:
-    plain = batches(Numbers(), Cursor(), ROWS, LENGTH)
-    for share, cursors in take(1, [0], 4):
-        batch, cursor = next(plain)
-        assert_equal(share.place(None), batch)
-        assert cursors == {0: cursor}
+    plain = batches(Numbers(), ROWS, LENGTH)
+    for share, places in take(1, [0], 4):
+        assert_equal(share.place(None), (packed := next(plain)).batch)
+        assert share.examples == packed.examples
+        assert places == {0: plain.get_state()}
 
 
 def test_every_example_is_packed_once() -> None:
     made = take(4, [0, 1, 2, 3], 20)
     seen = [document[0] - 1 for share, _ in made for document in documents_of(share.place(None))]
     assert len(seen) == len(set(seen))
-    for stream, cursor in made[-1][1].items():
-        own = {index // 4 for index in seen if index % 4 == stream}
-        assert own | set(cursor.waiting) == set(range(cursor.next))
+    for stream, place in made[-1][1].items():
+        own = [index for index in seen if index % 4 == stream]
+        waiting = [index for index, _ in place["waiting"]]
+        assert sorted(own + waiting) == list(range(stream, 4 * place["order"]["next_index"], 4))
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "context": 4}])
@@ -57,16 +60,17 @@ def test_the_global_batch_is_that_of_one_process(sizes: dict[str, int]) -> None:
 
 def test_a_part_of_the_streams_makes_its_own_rows_only() -> None:
     whole, part = take(4, [0, 1, 2, 3], 3), take(4, [1, 2], 3)
-    for (all_rows, _), (share, cursors) in zip(whole, part, strict=True):
-        assert sorted(share.parts) == sorted(cursors) == [1, 2]
+    for (all_rows, _), (share, places) in zip(whole, part, strict=True):
+        assert sorted(share.parts) == sorted(places) == [1, 2]
         for stream, rows in share.parts.items():
             assert_equal(rows, all_rows.parts[stream])
 
 
-def test_streams_go_on_exactly_from_their_cursors() -> None:
-    whole = take(2, [0, 1], 6)
-    cursors = gather_cursors(whole[2][1], 2)
-    again = take(2, [0, 1], 3, {stream: Cursor(**cursor) for stream, cursor in enumerate(cursors)})
+@pytest.mark.parametrize("threads", [0, 2])  # with threads that read ahead too
+def test_streams_go_on_exactly_from_their_places(threads: int) -> None:
+    whole = take(2, [0, 1], 6, threads=threads)
+    places = json.loads(json.dumps(gather_places(whole[2][1], 2)))
+    again = take(2, [0, 1], 3, places, threads)
     for (ours, _), (theirs, _) in zip(again, whole[3:], strict=True):
         assert_equal(ours.place(None), theirs.place(None))
 

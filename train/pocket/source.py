@@ -1,29 +1,15 @@
 """The pocket model's training examples: conversations as tokens, with the loss on the model's own turn."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from train import fusion
-from train.data import Example
-from train.pocket import prompts
+from train.data.chat import ChatTokenizer, answer_parts
+from train.data.packing import Example
+from train.pocket import prompts, tasks
 from train.settings import DataConfig
 
-
-@runtime_checkable
-class ChatTokenizer(Protocol):
-    """The part of `qwen3_jax`'s tokenizer that making examples needs."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def render(
-        self,
-        messages: Any,
-        tools: Any = None,
-        enable_thinking: bool = True,
-        add_generation_prompt: bool = True,
-    ) -> str: ...
+SMALL_TALK = "small_talk"
 
 
 def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | None = None) -> Example:
@@ -38,7 +24,8 @@ def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | No
     answer = {"role": "assistant", "content": sample.content}
     if sample.mode == "think":
         answer["reasoning_content"] = sample.thinking
-    texts = fusion.parts(tok, fusion.Fused(messages=(*sample.messages, answer), mode=sample.mode))
+    messages, end = [*sample.messages, answer], "<|im_end|>"
+    texts = answer_parts(tok, messages, end=end, enable_thinking=sample.mode != "hard")
     parts = [(tok.encode(text), learnt) for text, learnt in texts]
     if cut is not None:
         opened = tok.encode(f"<think>\n{sample.thinking}\n")
@@ -46,7 +33,7 @@ def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | No
         parts[1:] = [
             (opened[:kept], True),
             (tok.encode(prompts.STOP_THINKING_TEXT), False),
-            (tok.encode(f"{sample.content}<|im_end|>"), True),
+            (tok.encode(sample.content + end), True),
         ]
     tokens = [token for ids, _ in parts for token in ids]
     loss = [learnt for ids, learnt in parts for _ in ids]
@@ -55,23 +42,50 @@ def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | No
 
 @dataclasses.dataclass(frozen=True)
 class PocketSource:
-    """Endless training examples; example `index` depends on the seed and the index alone."""
+    """Endless training examples (`train.data.Documents`); example `index` depends on the seed and the index alone.
+
+    Attributes:
+      split: of the problems; the two sides share none.
+    """
 
     tok: ChatTokenizer
     data: DataConfig
     seed: int
+    split: tasks.Split = "train"
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        return (*self.data.tasks.families, SMALL_TALK)
+
+    def pieces(self, index: int) -> tuple[Example, ...]:
+        """The example, which must fit in a row.
+
+        Raises:
+          ValueError: it does not.
+        """
+        example = self.example(int(index))
+        if len(example.tokens) > self.data.length:
+            raise ValueError(
+                f"data.length must hold every example, got {self.data.length} for one of {len(example.tokens)} tokens: "
+                "raise it"
+            )
+        return (example,)
+
+    def name(self, index: int) -> str:
+        return f"pocket:{index}"
 
     def example(self, index: int) -> Example:
-        rng = np.random.default_rng((self.seed, 1, index))
+        rng = np.random.default_rng((self.seed, 1 if self.split == "train" else 3, index))
         mixture = self.mixture(index)
-        sample = prompts.conversation(rng, mixture)
+        sample = prompts.conversation(rng, mixture, self.split)
         cut = float(rng.random()) if rng.random() < mixture.cut_thinking and sample.mode == "think" else None
-        return to_example(self.tok, sample, cut)
+        domain = self.domain_names.index(SMALL_TALK if sample.problem is None else sample.problem.family)
+        return dataclasses.replace(to_example(self.tok, sample, cut), domain=domain, combination=domain)
 
     def mixture(self, index: int) -> prompts.Mixture:
         """What example `index` is drawn from: within the curriculum the longest chain grows from 2 steps."""
         mixture = self.data.tasks
-        if index >= self.data.curriculum_examples:
+        if self.split != "train" or index >= self.data.curriculum_examples:
             return mixture
         span = mixture.max_steps - mixture.min_steps
         longest = mixture.min_steps + round(span * index / self.data.curriculum_examples)

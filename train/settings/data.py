@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from train.pocket.prompts import Mixture
+from train.settings.fusion import FusionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,20 @@ class SourceConfig:
     kind: Literal["text", "chat", "tokens"] = "text"
     field: str = ""  # of an example; "": "text", "messages" or "tokens"
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of every example that has none of its own
+    # Chat. template: an example for each assistant turn, after exactly the prompt that inference sees. keep: one
+    # example a conversation, in which the thinking of every turn stays in the text.
+    thinking: Literal["template", "keep"] = "template"
+    sample_by: Literal["line", "paragraph", "document"] = "line"  # what one example of a .txt file is
+    fusion: FusionConfig | None = None  # chat: draws flags, so that one model learns both modes
+
+    def __post_init__(self) -> None:
+        if self.thinking != "template" and self.kind != "chat":
+            raise ValueError(f"data.sources.thinking needs kind: chat, got kind: {self.kind}: remove it")
+        if self.fusion is not None and (self.kind != "chat" or self.thinking != "template"):
+            raise ValueError(
+                f"data.sources.fusion needs kind: chat and thinking: template, got {self.kind} and {self.thinking}: "
+                "change them or remove it"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +56,23 @@ class MixtureConfig:
     by: tuple[str, ...] = ()  # labels that make a combination; (): examples come as often as they stand in the files
     weights: tuple[WeightConfig, ...] = ()
 
+    def __post_init__(self) -> None:
+        if bool(self.by) != bool(self.weights):
+            raise ValueError(
+                f"data.mixture needs both `by` and `weights`, got by={list(self.by)} and {len(self.weights)} weights: "
+                "add or remove one"
+            )
+        for one in self.weights:
+            if not one.labels or not set(one.labels) <= set(self.by):
+                raise ValueError(
+                    f"data.mixture.weights.labels must be some of mixture.by={list(self.by)}, got {dict(one.labels)}: "
+                    "correct the names"
+                )
+            if not one.weight >= 0:
+                raise ValueError(f"data.mixture.weights.weight must be at least 0, got {one.weight}: correct it")
+        if self.weights and not sum(one.weight for one in self.weights) > 0:
+            raise ValueError("data.mixture.weights must not all be 0: correct them")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LengthShare:
@@ -49,6 +81,13 @@ class LengthShare:
     share: float = 1.0
     minimum: int = 1
     maximum: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if not (self.share > 0 and 1 <= self.minimum <= self.maximum):
+            raise ValueError(
+                "data.lengths must have share > 0 and 1 <= minimum <= maximum, got "
+                f"share={self.share} minimum={self.minimum} maximum={self.maximum}: correct them"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +103,20 @@ class DataConfig:
     domain: str = "domain"  # the label by which losses are reported
     tasks: Mixture = dataclasses.field(default_factory=Mixture)  # of the pocket model's tasks
     curriculum_examples: int = 0  # the longest chain grows to its full length over so many examples; 0: at once
+    held_out: float = 0.0  # share of the examples, by hash of their content, kept from training for evaluation
+    lookahead: float = 2.0  # batches of tokens that packing chooses from; more wastes less of the rows
+    cache: str = ""  # directory of what is counted once about files; many hosts share it; "": the user's cache
+    threads: int = 2  # that read and tokenise ahead; 0: none
 
     def __post_init__(self) -> None:
         for name in ("rows", "length", "streams"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"data.{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"data.held_out must be in 0..1, got {self.held_out}: correct the configuration")
+        if self.lookahead < 1:
+            raise ValueError(f"data.lookahead must be at least 1, got {self.lookahead}: correct the configuration")
+        if self.threads < 0:
+            raise ValueError(f"data.threads must be at least 0, got {self.threads}: correct the configuration")
+        if not self.sources and (self.mixture.by or self.lengths or self.held_out):
+            raise ValueError("data.mixture, data.lengths and data.held_out need data.sources, got none: add or remove")

@@ -1,0 +1,18 @@
+"""From files to batches: readers, tokens, mixtures, epochs, packing; all of it resumes exactly."""
+
+from train.data.make import Data, endless_data, make_data
+from train.data.packing import Batch, Documents, Example, Packed, batches, fill
+from train.data.report import MixtureReport
+
+__all__ = [
+    "Batch",
+    "Data",
+    "Documents",
+    "Example",
+    "MixtureReport",
+    "Packed",
+    "batches",
+    "endless_data",
+    "fill",
+    "make_data",
+]
