@@ -8,11 +8,12 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from qwen3_jax.checkpoint_files import read_entries
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.export import write_json
-from qwen3_jax.lora import Lora, make_lora
+from qwen3_jax.lora import Lora, make_lora, with_adapters
 from train.settings import LoraConfig
 
 _SAMPLE = 4096  # bytes of each tensor that the digest reads
@@ -31,6 +32,11 @@ def lora_of(config: LoraConfig | None, architecture: ModelConfig) -> Lora | None
         return make_lora(architecture, **dataclasses.asdict(config))
     except ValueError as error:
         raise ValueError(f"lora.{error}") from None
+
+
+def joined(params: Any, frozen: Any) -> Any:
+    """What is trained and the frozen base, as the parameters of one model."""
+    return params if frozen is None else with_adapters(frozen, params)
 
 
 def base_digest(directory: Path) -> str:

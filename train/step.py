@@ -13,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.lora import adapter_tree, init_adapters, with_adapters
+from qwen3_jax.lora import adapter_tree, init_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import Placement, place
 from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
-from train.lora import lora_of
+from train.lora import joined, lora_of
 from train.loss import cross_entropy
 from train.optimizer import make_optimizer, schedule
 
@@ -47,11 +47,6 @@ class TrainState:
     def model_params(self) -> Any:
         """What the model is applied to."""
         return joined(self.params, self.frozen)
-
-
-def joined(params: Any, frozen: Any) -> Any:
-    """What is trained and the frozen base, as the parameters of one model."""
-    return params if frozen is None else with_adapters(frozen, params)
 
 
 @flax.struct.dataclass
