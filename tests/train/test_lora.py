@@ -120,10 +120,10 @@ def test_a_base_in_bfloat16_loses_nothing_where_activations_are() -> None:
     losses = []
     for base in (narrow, wide):
 
-        def loss(params: Any, frozen: Any) -> Any:
-            return batch_loss(model, joined(params, frozen), packed_batch(512), 24)[0]
+        def loss(params: Any, frozen: Any, batch: Any) -> Any:
+            return batch_loss(model, joined(params, frozen), batch, 24)[0]
 
-        value, grads = jax.jit(jax.value_and_grad(loss))(state.params, base)
+        value, grads = jax.jit(jax.value_and_grad(loss))(state.params, base, packed_batch(512))
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
         losses.append(float(value))
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
