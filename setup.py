@@ -25,7 +25,10 @@ RUNTIME = [
 
 # torch is the reference that the parity tests compare with. On Linux PyPI has only the CUDA build of it (gigabytes) for
 # Python 3.12 and later: install the CPU wheel that PyTorch's own site offers, or go without and those tests skip.
-TORCH = "torch>=2.6; python_version < '3.12' or sys_platform != 'linux'"
+# peft, the reference of the low-rank adapters, would pull torch in by itself: the same marker.
+HAS_CPU_TORCH = "python_version < '3.12' or sys_platform != 'linux'"
+TORCH = f"torch>=2.6; {HAS_CPU_TORCH}"
+PEFT = f"peft>=0.19; {HAS_CPU_TORCH}"
 
 # Parquet; JSONL, text and ArrayRecord need nothing more. `hf:` sources use `datasets` where it is installed: it brings
 # many packages of its own, so no extra asks for it.
@@ -59,6 +62,7 @@ TEST = [
     "setuptools>=77",
     "transformers>=5.0,<6.0",
     TORCH,
+    PEFT,
 ]
 DEV = [*TEST, "mypy>=1.15", "pre-commit>=4.0", "ruff>=0.12", "types-PyYAML>=6.0"]
 

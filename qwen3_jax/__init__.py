@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from qwen3_jax.config import ModelConfig, YarnConfig
     from qwen3_jax.export import save_pretrained
     from qwen3_jax.generation_defaults import GenerationDefaults
+    from qwen3_jax.lora import with_adapters
+    from qwen3_jax.lora_files import load_adapters, merge_adapters, save_adapters
     from qwen3_jax.model import ModelOutput, Qwen3
     from qwen3_jax.model_configs import config_names, load_model_config
     from qwen3_jax.params import num_parameters
@@ -30,6 +32,10 @@ _MODULES = {
     "YarnConfig": "config",
     "save_pretrained": "export",
     "GenerationDefaults": "generation_defaults",
+    "load_adapters": "lora_files",
+    "merge_adapters": "lora_files",
+    "save_adapters": "lora_files",
+    "with_adapters": "lora",
     "ModelOutput": "model",
     "Qwen3": "model",
     "config_names": "model_configs",
@@ -53,6 +59,10 @@ __all__ = [  # noqa: RUF022 (the order of the table above)
     "YarnConfig",
     "save_pretrained",
     "GenerationDefaults",
+    "load_adapters",
+    "merge_adapters",
+    "save_adapters",
+    "with_adapters",
     "ModelOutput",
     "Qwen3",
     "config_names",

@@ -1,23 +1,30 @@
-"""A checkpoint written anew in another dtype or with other shard sizes, tensor by tensor and without a device."""
+"""A checkpoint written anew in another dtype or shard size, or with adapters merged: tensor by tensor, no device."""
 
-import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from qwen3_jax.checkpoint import check_tied, parse_dtype
 from qwen3_jax.checkpoint_files import read_entries, resolve_checkpoint
 from qwen3_jax.config import ModelConfig, read_json_object
 from qwen3_jax.export import parse_size, staged, write_json
-from qwen3_jax.safetensors_io import PendingTensor, read_blocks, write_sharded
+from qwen3_jax.lora_files import merged_blocks, read_adapters
+from qwen3_jax.safetensors_io import PendingTensor, TensorEntry, read_blocks, write_sharded
 from qwen3_jax.tensor_map import check_tensors, expected_shapes
 
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates")
 
 
 def convert(
-    source: str | Path, target: str | Path, dtype: Any = None, max_shard_size: int | str = "5GB"
+    source: str | Path,
+    target: str | Path,
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+    adapter: str | Path | None = None,
 ) -> dict[str, Any]:
     """Writes the checkpoint `source` into the directory `target`, a few megabytes in memory at a time.
 
@@ -27,6 +34,7 @@ def convert(
     Args:
       dtype: "bfloat16", "float32" or "float16"; None keeps each tensor's.
       max_shard_size: bytes, or such as "5GB".
+      adapter: low-rank adapters in PEFT's format, added to the weights in float32.
 
     Returns:
       What was written: path, dtype, files, tensors, bytes.
@@ -44,10 +52,11 @@ def convert(
     entries = read_entries(directory)
     if check_tensors(config, entries, directory):
         check_tied(entries)
+    merge = _no_adapter if adapter is None else partial(merged_blocks, *read_adapters(adapter, config))
     tensors = []
     for name, shape in expected_shapes(config).items():
         kind = wanted or entries[name].dtype
-        blocks = functools.partial(read_blocks, entries[name], kind)
+        blocks = partial(_blocks, entries[name], kind, merge(name))
         tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
     with staged(target) as stage:
         files = write_sharded(stage, tensors, limit)
@@ -59,6 +68,18 @@ def convert(
         "tensors": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
     }
+
+
+def _no_adapter(name: str) -> None:
+    """Merges nothing into any tensor."""
+
+
+def _blocks(
+    entry: TensorEntry, kind: np.dtype, merge: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] | None
+) -> Iterator[np.ndarray]:
+    if merge is None:
+        return read_blocks(entry, kind)
+    return (block.astype(kind) for block in merge(read_blocks(entry, np.dtype(np.float32))))
 
 
 def _with_dtype(hf: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from jaxtyping import Array
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params, layout_of
+from qwen3_jax.params import Layout, Params, layout_of, spec_tree
 from qwen3_jax.safetensors_io import DTYPES, INDEX, PendingTensor, write_sharded
 from qwen3_jax.tensor_map import Leaf, leaves
 from sharding import mesh_of
@@ -68,7 +68,7 @@ def save_pretrained(
             "qk_norm must be True to export, got False: no config.json says it, keep the run's checkpoints"
         )
     limit = parse_size(max_shard_size)
-    tensors = _pending(model.config, params)
+    tensors = pending_tensors(model.config, params, spec_tree)
     config = config_json(model.config, tensors[0].dtype, model.generation)
 
     def write(tensors: Sequence[PendingTensor]) -> None:
@@ -80,6 +80,13 @@ def save_pretrained(
             if tokenizer is not None:
                 tokenizer.save(stage)
 
+    save_tensors(write, tensors, params)
+
+
+def save_tensors(
+    write: Callable[[Sequence[PendingTensor]], None], tensors: Sequence[PendingTensor], params: Params
+) -> None:
+    """Calls `write` here, or on process 0 where the tensors' parameters lie on devices of several processes."""
     if is_shared(params):
         _write_together(write, tensors)
     else:
@@ -148,11 +155,19 @@ def parse_size(size: int | str) -> int:
     return value
 
 
-def _pending(config: ModelConfig, params: Params) -> list[PendingTensor]:
-    """Every tensor of the checkpoint, in the order of the layers; fetched from its parameter when it is written."""
-    _check_params(config, params)
+def pending_tensors(
+    config: ModelConfig, params: Params, declaration: Callable[[ModelConfig, Layout], Mapping[str, Any]]
+) -> list[PendingTensor]:
+    """Every tensor of the checkpoint, in the order of the layers; fetched from its parameter when it is written.
+
+    Args:
+      declaration: gives the specs of `params` in either layout, as `spec_tree` does for a model.
+    """
+    layout = layout_of(params)
+    ours = list(leaves(config, layout, declaration(config, layout)))
+    _check_params(ours, params)
     tensors: dict[str, PendingTensor] = {}
-    for leaf in leaves(config, layout_of(params)):
+    for leaf in ours:
         array = _get(params, leaf.path)
         fetch = _HostCopy(leaf, array)
         for index, name in leaf.tensors.items():
@@ -162,7 +177,8 @@ def _pending(config: ModelConfig, params: Params) -> list[PendingTensor]:
                 shape=leaf.tensor_shape,
                 blocks=partial(fetch.blocks, index),
             )
-    order = [name for leaf in leaves(config, "unrolled") for name in leaf.tensors.values()]
+    unrolled = leaves(config, "unrolled", declaration(config, "unrolled"))
+    order = [name for leaf in unrolled for name in leaf.tensors.values()]
     return [tensors[name] for name in order]
 
 
@@ -214,8 +230,8 @@ def _on_host(array: Array) -> bool:
     )
 
 
-def _check_params(config: ModelConfig, params: Params) -> None:
-    expected = {leaf.path: leaf.shape for leaf in leaves(config, layout_of(params))}
+def _check_params(ours: Sequence[Leaf], params: Params) -> None:
+    expected = {leaf.path: leaf.shape for leaf in ours}
     flat, _ = jax.tree_util.tree_flatten_with_path(dict(params))
     given = {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
     problems = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.linear import linear
+from qwen3_jax.lora import project
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
 from qwen3_jax.remat import keep
@@ -25,8 +25,8 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
 def swiglu(params: Params, x: Float[Array, "B T D"], placement: Placement) -> Float[Array, "B T D"]:
     """down(silu(gate x) * up x)."""
     with jax.named_scope("mlp"):
-        inner = jax.nn.silu(linear(x, params["gate_proj"])) * linear(x, params["up_proj"])
-        return linear(placement.constrain(inner, "batch", "sequence", "mlp"), params["down_proj"])
+        inner = jax.nn.silu(project(params, "gate_proj", x)) * project(params, "up_proj", x)
+        return project(params, "down_proj", placement.constrain(inner, "batch", "sequence", "mlp"))
 
 
 def project_qkv(
@@ -44,16 +44,16 @@ def project_qkv(
       qk_norm: False leaves the norm of queries and keys out, which no Qwen3 does: for ablations.
     """
 
-    def project(name: str) -> Array:
-        return keep("attention", linear(x, params[name])).reshape(*x.shape[:2], -1, config.head_dim)
+    def heads(name: str) -> Array:
+        return keep("attention", project(params, name, x)).reshape(*x.shape[:2], -1, config.head_dim)
 
-    q, k, v = project("q_proj"), project("k_proj"), project("v_proj")
+    q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
     if qk_norm:
         q = rms_norm(q, params["q_norm"], config.rms_norm_eps)
         k = rms_norm(k, params["k_norm"], config.rms_norm_eps)
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     if placement.kv_repeats > 1:
-        k, v = (jnp.repeat(heads, placement.kv_repeats, axis=2) for heads in (k, v))
+        k, v = (jnp.repeat(each, placement.kv_repeats, axis=2) for each in (k, v))
     q = placement.constrain(q, "batch", "sequence", "heads", "head_dim")
     k, v = (placement.constrain(heads, "batch", "sequence", "cache_heads", "head_dim") for heads in (k, v))
     return q, k, v

@@ -88,12 +88,13 @@ def load_parameters(
     mesh: Mesh | None,
     pool: ThreadPoolExecutor,
     rules: Rules = DEFAULT_RULES,
+    tree: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Reads every parameter: on CPU whole, its buffer becomes the array; on an accelerator a stack is filled layer by
-    layer on the device."""
+    layer on the device. `tree` declares others than the model's own, see `tensor_map.leaves`."""
     on_host = _shares_host_memory(mesh)
     work: list[tuple[Leaf, int | None, _Piece]] = []
-    for leaf in leaves(config, layout):
+    for leaf in leaves(config, layout, tree):
         sharding = None if mesh is None else named_sharding(mesh, leaf.axes, rules)
         if on_host or not leaf.stacked or (sharding is not None and sharding.spec[0] is not None):
             work.append((leaf, None, _Piece(leaf, entries, dtype, sharding)))

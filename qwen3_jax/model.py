@@ -20,6 +20,7 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.kernels import choose_attention, self_attention
 from qwen3_jax.layers import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.linear import linear
+from qwen3_jax.lora import Lora, adapter_specs, has_adapters, project
 from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
@@ -107,6 +108,7 @@ class DecoderLayer(nn.Module):
     dtype: Any = None
     placement: Placement = ONE_DEVICE
     qk_norm: bool = True
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -114,7 +116,12 @@ class DecoderLayer(nn.Module):
     ) -> tuple[tuple[Array, Array | None, Array | None], RouterReport | None]:
         x, keys, values = carry
         specs = layer_specs(self.config, self.sparse)
-        params = use(declare(self, specs, self.config, self.param_dtype), specs, self.dtype, self.placement)
+        if self.lora is not None:
+            specs |= adapter_specs(self.lora, specs)
+        elif has_adapters(self.variables.get("params", {})):
+            raise ValueError("parameters with adapters need a model with lora, got lora=None: see load_adapters")
+        declared = declare(self, specs, self.config, self.param_dtype)
+        params = use(declared if self.lora is None else self.lora.scaled(declared), specs, self.dtype, self.placement)
         eps, place = self.config.rms_norm_eps, self.placement.constrain
 
         normed = rms_norm(x, params["input_layernorm"], eps)
@@ -137,7 +144,7 @@ class DecoderLayer(nn.Module):
             values = write_layer(values, v, ctx.slot, self.placement)
             attended = attention(q, keys, values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
-        x = place(x + keep("attention", linear(attended, params["o_proj"])), "batch", "sequence", None)
+        x = place(x + keep("attention", project(params, "o_proj", attended)), "batch", "sequence", None)
 
         normed = rms_norm(x, params["post_attention_layernorm"], eps)
         if not self.sparse:
@@ -161,6 +168,7 @@ class Qwen3(nn.Module):
       dtype: dtype of the activations; None takes that of the parameters. Training keeps float32 parameters and computes
         in bfloat16.
       placement: how the model lies on a mesh, see `qwen3_jax.place`.
+      lora: the low-rank adapters that stand among the parameters, see `qwen3_jax.lora`.
       generation: the checkpoint's own sampling defaults and end tokens; the network does not use them.
       qk_norm: False leaves the norm of queries and keys out, for ablations. Its scales stay among the parameters, at
         one and without a gradient, so that layouts, optimizer and checkpoints are the same; `save_pretrained` refuses
@@ -175,6 +183,7 @@ class Qwen3(nn.Module):
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE
+    lora: Lora | None = None
     generation: GenerationDefaults = GenerationDefaults()
     qk_norm: bool = True
 
@@ -202,7 +211,7 @@ class Qwen3(nn.Module):
           output_router_rows: give `router_rows`, for a load-balancing loss.
 
         Raises:
-          ValueError: `segment_ids` together with `cache`, or an unknown backend.
+          ValueError: `segment_ids` together with `cache`, an unknown backend, or adapters without `lora`.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
@@ -303,5 +312,5 @@ class Qwen3(nn.Module):
         return x, tuple(new_keys), tuple(new_values), tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm")
+        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm", "lora")
         return {"sparse": sparse, **{name: getattr(self, name) for name in names}}

@@ -21,6 +21,7 @@ from jaxtyping import Array
 from qwen3_jax.config import ModelConfig
 
 Layout = Literal["stacked", "unrolled"]
+Init = Literal["normal", "ones", "zeros", "kaiming"]
 Params = Mapping[str, Any]
 
 
@@ -31,18 +32,21 @@ class ParamSpec:
     Attributes:
       shape: of one layer's tensor (no layer axis).
       axes: logical axis of each dimension, mapped to mesh axes by `sharding`.
-      init: "normal" (mean 0, standard deviation `initializer_range`) or "ones".
+      init: "normal" (mean 0, standard deviation `initializer_range`), "ones", "zeros", or "kaiming" (uniform within
+        1 / sqrt(in), as PEFT draws A).
       hf_name: tensor name in a Hugging Face checkpoint; `{layer}` is the layer's number, `{expert}` the expert's:
         a parameter with `{expert}` gathers one tensor an expert along its first axis.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    init: Literal["normal", "ones"]
+    init: Init
     hf_name: str
 
     def initializer(self, stddev: float) -> Callable[..., Array]:
-        return jax.nn.initializers.ones if self.init == "ones" else jax.nn.initializers.normal(stddev)
+        initializers = jax.nn.initializers
+        made = {"ones": initializers.ones, "zeros": initializers.zeros, "kaiming": _kaiming}
+        return made.get(self.init, initializers.normal(stddev))
 
 
 def global_specs(config: ModelConfig) -> dict[str, ParamSpec]:
@@ -93,17 +97,22 @@ def layer_specs(config: ModelConfig, sparse: bool) -> dict[str, ParamSpec]:
 
 def spec_tree(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     """The declaration in the shape of the parameters; stacked leaves get a leading axis "layers"."""
-    tree: dict[str, Any] = dict(global_specs(config))
+    return global_specs(config) | layers_tree(config, layout, lambda sparse: layer_specs(config, sparse))
+
+
+def layers_tree(
+    config: ModelConfig, layout: Layout, specs_of: Callable[[bool], Mapping[str, ParamSpec]]
+) -> dict[str, Any]:
+    """What `specs_of` declares for a layer, dense or sparse, in the shape of the parameters of all layers."""
     if layout == "unrolled":
-        for layer in range(config.num_hidden_layers):
-            tree[f"layers_{layer}"] = layer_specs(config, config.is_sparse(layer))
-        return tree
-    for index, (sparse, length) in enumerate(config.segments):
-        tree[f"segments_{index}"] = {
+        return {f"layers_{i}": dict(specs_of(config.is_sparse(i))) for i in range(config.num_hidden_layers)}
+    return {
+        f"segments_{index}": {
             name: dataclasses.replace(spec, shape=(length, *spec.shape), axes=("layers", *spec.axes))
-            for name, spec in layer_specs(config, sparse).items()
+            for name, spec in specs_of(sparse).items()
         }
-    return tree
+        for index, (sparse, length) in enumerate(config.segments)
+    }
 
 
 def num_parameters(config: ModelConfig, *, active: bool = False, embedding: bool = True) -> int:
@@ -155,6 +164,11 @@ def restack(params: Params, config: ModelConfig) -> dict[str, Any]:
         layers = [params[f"layers_{layer_index(config, segment, offset)}"] for offset in range(length)]
         out[f"segments_{segment}"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     return out
+
+
+def _kaiming(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    bound = shape[-1] ** -0.5  # torch: kaiming_uniform_(a=sqrt(5))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _matrix(hf_name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:

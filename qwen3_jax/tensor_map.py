@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.params import Layout, ParamSpec, layer_index, spec_tree
@@ -43,9 +44,9 @@ class Leaf:
         return dataclasses.replace(self, shape=self.shape[1:], axes=self.axes[1:], tensors=tensors)
 
 
-def leaves(config: ModelConfig, layout: Layout) -> Iterator[Leaf]:
-    """Every parameter in the given layout."""
-    for key, value in spec_tree(config, layout).items():
+def leaves(config: ModelConfig, layout: Layout, tree: Mapping[str, Any] | None = None) -> Iterator[Leaf]:
+    """Every parameter in the given layout; of another declaration than the model's own with `tree` (in that layout)."""
+    for key, value in (spec_tree(config, layout) if tree is None else tree).items():
         if isinstance(value, ParamSpec):
             yield Leaf(path=(key,), shape=value.shape, axes=value.axes, tensors={(): value.hf_name})
             continue
@@ -83,6 +84,14 @@ def check_tensors(config: ModelConfig, entries: Mapping[str, TensorEntry], direc
     surplus_head = config.tie_word_embeddings and HEAD in entries
     if surplus_head:
         expected[HEAD] = expected[EMBEDDING]
+    compare_tensors(expected, entries, directory)
+    return surplus_head
+
+
+def compare_tensors(
+    expected: Mapping[str, tuple[int, ...]], entries: Mapping[str, TensorEntry], directory: Path
+) -> None:
+    """Refuses files whose tensors are not the expected ones; see `check_tensors`."""
     problems = []
     for name, shape in expected.items():
         entry = entries.get(name)
@@ -103,4 +112,3 @@ def check_tensors(config: ModelConfig, entries: Mapping[str, TensorEntry], direc
             f"the tensors in {directory} must be those of its config.json, got {len(problems)} that differ: "
             f"{'; '.join(problems[:5])}{more}: correct config.json or fetch the files again"
         )
-    return surplus_head

@@ -73,6 +73,7 @@ DEFAULT_RULES = Rules(
         "head_dim": None,
         "mlp": TENSOR,
         "norm": None,
+        "rank": None,  # of low-rank adapters
         "router": None,  # every device routes over all experts
         "router_embed": (FSDP, EXPERT),
         "expert": EXPERT,

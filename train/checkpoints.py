@@ -4,6 +4,7 @@ With many processes each writes its own part of the arrays into the one director
 """
 
 import contextlib
+import dataclasses
 import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         data = {"streams": list(places())}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        trained = dataclasses.replace(state, frozen=None)  # the base is read again from where it came
+        items = ocp.args.Composite(state=ocp.args.StandardSave(trained), data=ocp.args.JsonSave(data))
         with self._full_disk_in_one_line():
             self._manager.save(step, args=items)
 
@@ -70,11 +72,12 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, like: TrainState) -> tuple[TrainState, list[Any]]:
-        """The newest checkpoint, in the shapes, dtypes and shardings of `like` (of arrays or `ShapeDtypeStruct`)."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like` (of arrays or `ShapeDtypeStruct`),
+        which gives the frozen base."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dataclasses.replace(like, frozen=None))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         restored = self._manager.restore(self._manager.latest_step(), args=items)
-        return restored.state, restored.data["streams"]
+        return dataclasses.replace(restored.state, frozen=like.frozen), restored.data["streams"]
 
     def _clean(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)

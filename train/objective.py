@@ -22,6 +22,7 @@ from qwen3_jax.router import RowSums
 from sharding import Rules, constrain
 from train.balance import balance_loss
 from train.data import Batch
+from train.lora import joined
 from train.loss import cross_entropy, token_losses
 from train.settings import LossConfig
 
@@ -92,18 +93,30 @@ def objective(
 
 
 def gradients(
-    model: Qwen3, params: Any, batch: Batch, config: LossConfig, micro_batches: int = 1, num_domains: int = 1
+    model: Qwen3,
+    params: Any,
+    batch: Batch,
+    config: LossConfig,
+    micro_batches: int = 1,
+    num_domains: int = 1,
+    frozen: Any = None,
 ) -> tuple[Report, Any]:
-    """The gradient of `objective` with respect to `params`; the arguments are the same."""
+    """The gradient of `objective` with respect to `params`; the arguments are the same.
+
+    Args:
+      frozen: with adapters, the base's parameters, which have no gradient; `params` are then the adapters.
+    """
     local = config.balance in ("micro_batch", "huggingface") or not _balanced(model, config)
     if micro_batches == 1 or not local:
         value = partial(objective, model, config=config, micro_batches=micro_batches, num_domains=num_domains)
-        (_, report), grads = jax.value_and_grad(lambda params: value(params, batch), has_aux=True)(params)
+        (_, report), grads = jax.value_and_grad(lambda params: value(joined(params, frozen), batch), has_aux=True)(
+            params
+        )
         return report, grads
     forward = partial(_forward, model, config=config, per_token=_per_token(batch), num_domains=num_domains)
 
     def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array]]:
-        sums, rows = forward(params, part)
+        sums, rows = forward(joined(params, frozen), part)
         rows, balance = jax.tree.map(lambda leaf: leaf[None], rows), jnp.zeros((), jnp.float32)
         if rows:  # the mean over micro-batches is a sum of their shares
             balance = balance_loss(rows, _row_tokens(part)[None], config.balance) / micro_batches

@@ -15,7 +15,7 @@ from train.config import TrainConfig
 from train.data import Batch
 from train.optimizer import make_optimizer
 from train.settings import DataConfig
-from train.step import TrainState, make_model, make_step, state_shardings
+from train.step import TrainState, make_model, make_step, state_shardings, trained_specs
 
 
 def plan_train(
@@ -77,15 +77,25 @@ def plan_run(train: TrainConfig, mesh: Mesh) -> tuple[Outcome, dict[str, int]]:
 
 def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the training state; nothing is allocated."""
-    params = jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
-        spec_tree(model.config, model.layout),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
+
+    def shapes(specs: Any, dtype: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+        )
+
+    params = shapes(trained_specs(model), jnp.float32)
+    frozen = None if model.lora is None else shapes(spec_tree(model.config, model.layout), model.dtype)
     with jax.numpy_dtype_promotion("standard"):
         opt_state = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
-    ema = params if config.ema_decay else None
-    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state, ema=ema)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=opt_state,
+        ema=params if config.ema_decay else None,
+        frozen=frozen,
+    )
     return abstract(state, state_shardings(model, config, mesh))
 
 

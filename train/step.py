@@ -14,12 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.lora import adapter_tree, init_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import Placement, place
 from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
+from train.lora import joined, lora_of
 from train.objective import batch_loss as batch_loss
 from train.objective import gradients
 from train.optimizer import make_optimizer, schedule
@@ -33,15 +35,22 @@ class TrainState:
 
     Attributes:
       step: steps done.
-      params: the model's parameters.
+      params: what is trained: the model's parameters, or its adapters.
       opt_state: the optimizer's.
       ema: exponential moving average of the parameters, when `ema_decay` is set.
+      frozen: with adapters, the base's parameters, in the dtype of the activations; not in checkpoints. Else None.
     """
 
     step: Any  # int32[]; not Int[Array, ""]: orbax restores into a tree of ShapeDtypeStructs
     params: Any
     opt_state: Any
     ema: Any = None
+    frozen: Any = None
+
+    @property
+    def model_params(self) -> Any:
+        """What the model is applied to."""
+        return joined(self.params, self.frozen)
 
 
 @flax.struct.dataclass
@@ -98,37 +107,55 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         dtype=jnp.dtype(config.dtype),
         placement=placement,
         qk_norm=config.ablation.qk_norm,
+        lora=lora_of(config.lora, architecture),
     )
 
 
 def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, params: Any = None) -> TrainState:
-    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part."""
+    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part. A model with
+    adapters gets fresh ones, and `params` is its frozen base."""
 
     def init(params: Any) -> TrainState:
-        if params is None:
-            params = model.init(jax.random.key(config.seed), jnp.zeros((1, 8), jnp.int32))["params"]
+        frozen, key = None, jax.random.key(config.seed)
+        if model.lora is not None:
+            frozen, params = params, init_adapters(model.config, model.lora, model.layout, key)
+        elif params is None:
+            params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
         with jax.numpy_dtype_promotion("standard"):
             opt_state = make_optimizer(config.optimizer, config.steps).init(params)
         ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None  # its own memory: the step donates both
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, frozen=frozen)
 
     if mesh is None:
         return init(params)
-    state: TrainState = jax.jit(init, out_shardings=state_shardings(model, config, mesh), donate_argnums=0)(params)
+    layout = state_shardings(model, config, mesh)
+    state: TrainState = jax.jit(init, out_shardings=layout, donate_argnums=0)(params)
     return state
+
+
+def trained_specs(model: Qwen3) -> dict[str, Any]:
+    """The declaration of what is trained: of all parameters, or of the adapters."""
+    if model.lora is None:
+        return spec_tree(model.config, model.layout)
+    return adapter_tree(model.config, model.lora, model.layout)
 
 
 def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState:
     """Where each part of the state lies: the optimizer's moments as the parameters they belong to."""
-    params = jax.tree.map(
-        lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
-        spec_tree(model.config, model.layout),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
+
+    def lie(specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+        )
+
+    params = lie(trained_specs(model))
+    frozen = None if model.lora is None else lie(spec_tree(model.config, model.layout))
     whole = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
-        spec_tree(model.config, model.layout),
+        trained_specs(model),
         is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
     )
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -146,7 +173,8 @@ def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState
         transform_non_params=lambda _: whole,
         is_leaf=masked,
     )
-    return TrainState(step=whole, params=params, opt_state=opt_state, ema=params if config.ema_decay else None)
+    ema = params if config.ema_decay else None
+    return TrainState(step=whole, params=params, opt_state=opt_state, ema=ema, frozen=frozen)
 
 
 def make_step(
@@ -162,7 +190,9 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         TRACES["train_step"] += 1
-        report, grads = gradients(model, state.params, batch, config.loss, config.micro_batches, num_domains)
+        report, grads = gradients(
+            model, state.params, batch, config.loss, config.micro_batches, num_domains, state.frozen
+        )
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -171,7 +201,7 @@ def make_step(
             ema = state.ema if state.ema is None else optax.incremental_update(params, state.ema, 1 - config.ema_decay)
         # A gradient is not finite where the z-loss or the balance loss is not, which `loss` does not show.
         finite = jnp.isfinite(report.loss) & jnp.isfinite(grad_norm)
-        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         if config.on_non_finite == "skip":
             kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
             new = dataclasses.replace(kept, step=new.step)

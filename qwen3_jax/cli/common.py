@@ -20,6 +20,7 @@ from qwen3_jax.checkpoint_files import resolve_checkpoint
 from qwen3_jax.cli.arguments import UsageError
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.lora_files import load_adapters, merge_adapters, read_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
 from qwen3_jax.paths import pocket_path
@@ -37,6 +38,7 @@ class Opened:
       dtype: what to load it as.
       model: the module; its parameters come with `load`.
       tok: its tokenizer.
+      adapter: directory of adapters that are to be merged into it.
     """
 
     name: str
@@ -44,13 +46,15 @@ class Opened:
     dtype: Any
     model: Qwen3
     tok: Tokenizer
+    adapter: Path | None = None
 
 
 def open_model(args: argparse.Namespace) -> Opened:
     """The checkpoint of `--model`, or the pocket model.
 
     Raises:
-      FileNotFoundError, ValueError: no such checkpoint, another architecture, no tokenizer, a damaged file.
+      FileNotFoundError, ValueError: no such checkpoint, another architecture, no tokenizer, a damaged file, or adapters
+        of another model.
     """
     pocket = args.model is None
     dtype = parse_dtype(args.dtype or ("float32" if pocket else "bfloat16"))
@@ -62,7 +66,10 @@ def open_model(args: argparse.Namespace) -> Opened:
     model = Qwen3(ModelConfig.from_file(directory / "config.json"), generation=read_generation(directory))
     tok = load_tokenizer(directory)
     name = "the embedded pocket model" if pocket else args.model
-    return Opened(name=name, directory=directory, dtype=dtype, model=model, tok=tok)
+    adapter = None if args.adapter is None else resolve_checkpoint(args.adapter)
+    if adapter is not None:
+        read_adapters(adapter, model.config)
+    return Opened(name=name, directory=directory, dtype=dtype, model=model, tok=tok, adapter=adapter)
 
 
 def load(opened: Opened, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params, float]:
@@ -83,6 +90,9 @@ def load(opened: Opened, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params,
             model, params = from_pretrained(opened.directory, dtype=opened.dtype)
         else:
             model, params = from_pretrained(opened.directory, opened.dtype, mesh.build(), rules=mesh.table)
+        if opened.adapter is not None:
+            model, adapters = load_adapters(opened.adapter, model, params)
+            model, params = merge_adapters(model, params, adapters, donate=True)
     return model, params, time.perf_counter() - began
 
 

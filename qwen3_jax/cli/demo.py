@@ -24,7 +24,7 @@ def parser() -> Parser:
     )
     result.add_argument("--model", metavar="PATH", help="another model trained on the pocket tasks")
     result.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    result.set_defaults(dtype="float32")
+    result.set_defaults(dtype="float32", adapter=None)
     return result
 
 

@@ -20,6 +20,9 @@ def add_model_options(parser: Parser) -> None:
         metavar="NAME",
         help="bfloat16, float32 or float16, of parameters and activations (bfloat16; float32 for the pocket model)",
     )
+    group.add_argument(
+        "--adapter", metavar="PATH_OR_HUB_ID", help="low-rank adapters in PEFT's format, merged into the model"
+    )
     add_mesh_option(group)
 
 

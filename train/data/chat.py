@@ -88,6 +88,20 @@ def chat_parts(
     return [parts] if parts else []
 
 
+def answer_parts(
+    tok: ChatTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    end: str,
+    tools: Any = None,
+    enable_thinking: bool = True,
+) -> list[Part]:
+    """Prompt and completion where only the last message is to be learnt; see `chat_parts`."""
+    context = [{**message, "weight": 0} for message in messages[:-1]]
+    (parts,) = chat_parts(tok, [*context, messages[-1]], end=end, tools=tools, enable_thinking=enable_thinking)
+    return parts
+
+
 def encode_parts(tok: ChatTokenizer, parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     """int32[n] tokens and bool[n] loss mask; the parts are encoded apart, as in generation."""
     ids = [tok.encode(text) for text, _ in parts]

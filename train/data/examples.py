@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwen3_jax.tokenizer import Tokenizer
-from train.data.chat import chat_parts, encode_parts
+from train.data.chat import answer_parts, chat_parts, encode_parts
+from train.fusion import fuse_turns
 from train.settings import SourceConfig
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -73,7 +74,8 @@ class Encoder:
 
     def key(self) -> str:
         """Changes when the tokens of a record do."""
-        ours = [self.source.kind, self.field, self.source.thinking, fingerprint(self.tok)]
+        fusion = None if self.source.fusion is None else dataclasses.asdict(self.source.fusion)
+        ours = [self.source.kind, self.field, self.source.thinking, fusion, fingerprint(self.tok)]
         return hashlib.sha256(json.dumps(ours).encode()).hexdigest()[:16]
 
     def _content(self, record: Mapping[str, Any]) -> Any:
@@ -87,11 +89,19 @@ class Encoder:
     def _parts(self, record: Mapping[str, Any], messages: Any) -> list[Any]:
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise ValueError(f"{self.field} must be a list of messages, got {type(messages).__name__}: correct it")
+        end, tools = self.tok.special_tokens.get("eos_token", "<|im_end|>"), record.get("tools")
+        if self.source.fusion is not None:
+            if "enable_thinking" in record:
+                raise ValueError("enable_thinking is drawn by data.sources.fusion, got one in the record: remove it")
+            return [
+                answer_parts(self.tok, one.messages, end=end, tools=tools, enable_thinking=one.enable_thinking)
+                for one in fuse_turns(messages, self.source.fusion, self.digest(record))
+            ]
         return chat_parts(
             self.tok,
             messages,
-            end=self.tok.special_tokens.get("eos_token", "<|im_end|>"),
-            tools=record.get("tools"),
+            end=end,
+            tools=tools,
             enable_thinking=record.get("enable_thinking", True),
             thinking=self.source.thinking,
         )

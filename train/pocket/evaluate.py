@@ -26,6 +26,7 @@ from train.pocket import prompts, tasks
 
 BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80)
 MAX_NEW_TOKENS = 160
+CONVERSATIONS = prompts.Mixture(multi_turn=0.5, system=0.2, small_talk=0.0, thinking=0.4, hard=0.2)
 Ask = Callable[[Sequence[Any], Sequence[GenerationConfig]], list[Result]]
 
 
@@ -108,21 +109,26 @@ def accuracy_by_mode(ask: Ask, questions: Sequence[Question], base: GenerationCo
     return out
 
 
-def obedience(ask: Ask, count: int, seed: int, base: GenerationConfig) -> dict[str, Any]:
+def obedience(
+    ask: Ask, count: int, seed: int, base: GenerationConfig, mixture: prompts.Mixture = CONVERSATIONS
+) -> dict[str, Any]:
     """Share of conversations in which the model thinks exactly when the last flag (or the hard switch) says so."""
     rng = np.random.default_rng((seed, 3))
-    mixture = prompts.Mixture(multi_turn=0.5, system=0.2, small_talk=0.0, thinking=0.4, hard=0.2)
     samples = [prompts.conversation(rng, mixture, "held_out") for _ in range(count)]
     configs = [dataclasses.replace(base, enable_thinking=sample.mode != "hard") for sample in samples]
     results = ask([list(sample.messages) for sample in samples], configs)
     obeyed: dict[str, list[bool]] = defaultdict(list)
+    right: dict[str, list[bool]] = defaultdict(list)
     for sample, result in zip(samples, results, strict=True):
         turns = "several turns" if len(sample.messages) > 2 else "one turn"
         obeyed[f"{sample.mode}, {turns}"].append(bool(result.thinking) == (sample.mode == "think"))
+        if sample.problem is not None:
+            right[sample.mode].append(tasks.is_right(sample.problem, result.content))
     return {
         "conversations": count,
         "obeyed": share([good for rows in obeyed.values() for good in rows]),
         "by_kind": {kind: share(rows) for kind, rows in sorted(obeyed.items())},
+        "accuracy": {mode: share(rows) for mode, rows in sorted(right.items())},
     }
 
 

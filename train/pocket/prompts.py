@@ -10,14 +10,15 @@ A training sample has the shapes of Qwen3's report (arXiv 2505.09388, section 4.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from infer.config import STOP_THINKING_TEXT as STOP_THINKING_TEXT
+from train.flags import Mode as Mode
+from train.flags import append_flag, append_or_prepend, draw_flag, draw_place, earlier_flags
 from train.pocket import tasks
 
-Mode = Literal["think", "no_think", "hard"]
 Message = dict[str, Any]
 
 
@@ -162,27 +163,22 @@ def conversation(rng: np.random.Generator, mixture: Mixture, split: tasks.Split 
         "think" if draw < mixture.thinking else "hard" if draw < mixture.thinking + mixture.hard else "no_think"
     )
     turns = int(rng.integers(1, 3)) if rng.random() < mixture.multi_turn else 0
-    flag = {"think": "/think" if rng.random() < mixture.flagged else "", "no_think": "/no_think"}.get(mode)
-    if flag is None:  # the hard switch wins over whatever is written
-        flag = ("", "", "/no_think", "/think")[rng.integers(4)]
-    # A flag holds until the next one, so an unflagged thinking sample must not follow a /no_think.
-    earlier_flags = ("", "/think") if mode == "think" and not flag else ("", "/think", "/no_think")
-    # Where the deciding flag stands: the last message, or now and then the system message or the turn before.
-    place = "last" if not flag or rng.random() < 0.7 else "earlier" if turns else "system"
+    flag = draw_flag(rng, mode, mixture.flagged)
+    choices, place = earlier_flags(mode, flag), draw_place(rng, flag, turns)
     messages: list[Message] = []
     if place == "system" or rng.random() < mixture.system:
         words = SYSTEM[rng.integers(len(SYSTEM))] if rng.random() < 0.5 or place != "system" else ""
-        messages.append({"role": "system", "content": f"{words} {flag}".strip() if place == "system" else words})
+        messages.append({"role": "system", "content": append_flag(words, flag) if place == "system" else words})
     for turn in range(turns):
         past = random_problem(rng, mixture, min(3, mixture.max_steps), split)
         past_text, past_content = random_question(rng, past, spaced_share=0.0)
-        past_flag = earlier_flags[rng.integers(len(earlier_flags))]
+        past_flag = choices[rng.integers(len(choices))]
         if place == "earlier" and turn == turns - 1:
             past_flag = flag
-        messages.append({"role": "user", "content": f"{past_text} {past_flag}".strip()})
+        messages.append({"role": "user", "content": append_flag(past_text, past_flag)})
         messages.append({"role": "assistant", "content": past_content})
     if place == "last":
-        text = f"{flag} {text}" if flag and rng.random() < 0.1 else f"{text} {flag}".strip()
+        text = append_or_prepend(rng, text, flag)
     messages.append({"role": "user", "content": text})
     return Conversation(messages=tuple(messages), mode=mode, thinking=thinking, content=content, problem=problem)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from train.data.chat import ChatTokenizer
+from train.data.chat import ChatTokenizer, answer_parts
 from train.data.packing import Example
 from train.pocket import prompts, tasks
 from train.settings import DataConfig
@@ -21,21 +21,20 @@ def to_example(tok: ChatTokenizer, sample: prompts.Conversation, cut: float | No
     Args:
       cut: None, or where in 0..1 to cut the thinking; the stop-thinking text follows, without loss, then the answer.
     """
-    text = tok.render(list(sample.messages), enable_thinking=sample.mode != "hard", add_generation_prompt=True)
-    parts = [(tok.encode(text), False)]
-    answer = f"{sample.content}<|im_end|>"
-    if sample.mode == "hard":
-        parts.append((tok.encode(answer), True))
-    elif sample.mode == "no_think":
-        parts.append((tok.encode(f"<think>\n\n</think>\n\n{answer}"), True))
-    elif cut is None:
-        parts.append((tok.encode(f"<think>\n{sample.thinking}\n</think>\n\n{answer}"), True))
-    else:
+    answer = {"role": "assistant", "content": sample.content}
+    if sample.mode == "think":
+        answer["reasoning_content"] = sample.thinking
+    messages, end = [*sample.messages, answer], "<|im_end|>"
+    texts = answer_parts(tok, messages, end=end, enable_thinking=sample.mode != "hard")
+    parts = [(tok.encode(text), learnt) for text, learnt in texts]
+    if cut is not None:
         opened = tok.encode(f"<think>\n{sample.thinking}\n")
         kept = 2 + int(cut * (len(opened) - 2))  # `<think>` and at least one token inside
-        parts.append((opened[:kept], True))
-        parts.append((tok.encode(prompts.STOP_THINKING_TEXT), False))
-        parts.append((tok.encode(answer), True))
+        parts[1:] = [
+            (opened[:kept], True),
+            (tok.encode(prompts.STOP_THINKING_TEXT), False),
+            (tok.encode(sample.content + end), True),
+        ]
     tokens = [token for ids, _ in parts for token in ids]
     loss = [learnt for ids, learnt in parts for _ in ids]
     return Example(tokens=tokens, loss=loss)

@@ -3,6 +3,7 @@
 from train.settings.ablation import AblationConfig
 from train.settings.data import DataConfig, LengthShare, MixtureConfig, SourceConfig, TokenizerConfig, WeightConfig
 from train.settings.evaluation import EvaluationConfig
+from train.settings.fusion import FusionConfig
 from train.settings.lora import LoraConfig
 from train.settings.loss import LossConfig
 from train.settings.optimizer import OptimizerConfig
@@ -12,6 +13,7 @@ __all__ = [
     "AblationConfig",
     "DataConfig",
     "EvaluationConfig",
+    "FusionConfig",
     "LengthShare",
     "LoraConfig",
     "LossConfig",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from train.pocket.prompts import Mixture
+from train.settings.fusion import FusionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,16 @@ class SourceConfig:
     # example a conversation, in which the thinking of every turn stays in the text.
     thinking: Literal["template", "keep"] = "template"
     sample_by: Literal["line", "paragraph", "document"] = "line"  # what one example of a .txt file is
+    fusion: FusionConfig | None = None  # chat: draws flags, so that one model learns both modes
 
     def __post_init__(self) -> None:
         if self.thinking != "template" and self.kind != "chat":
             raise ValueError(f"data.sources.thinking needs kind: chat, got kind: {self.kind}: remove it")
+        if self.fusion is not None and (self.kind != "chat" or self.thinking != "template"):
+            raise ValueError(
+                f"data.sources.fusion needs kind: chat and thinking: template, got {self.kind} and {self.thinking}: "
+                "change them or remove it"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
