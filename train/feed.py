@@ -24,7 +24,8 @@ class Data(Protocol):
       domain_names: index = the number in `Batch.domains`.
     """
 
-    domain_names: tuple[str, ...]
+    @property
+    def domain_names(self) -> tuple[str, ...]: ...
 
     def batches(self, here: Sequence[int], places: Sequence[Any] | None) -> Iterator[tuple[Share, Mapping[int, Any]]]:
         """Shares of the streams `here`, each with the place of each stream after it, as JSON values.
