@@ -186,7 +186,7 @@ def report(found: dict[str, dict[str, float]], packing: dict[str, float], consum
         "# The data pipeline\n\n"
         f"Training the pocket model (`configs/train/pocket.yaml`) consumes {consumed:,.0f} tokens per second "
         "on the 2 cores of this machine. The pipelines run alone, on one core, without threads that read ahead; tokens "
-        "counted per second of processor time, since other work on the machine only ever takes from it.\n\n"
+        "are counted per second of processor time, since other work on the machine only ever takes from it.\n\n"
         f"{chr(10).join(table(titles, rows))}\n\n"
         "Texts are JSONL, on the fly: parsed, tokenised, packed. `made ahead`: `qwen3-jax tokenize` before. "
         "`pocket tasks` makes up each conversation, renders it and tokenises it.\n\n"

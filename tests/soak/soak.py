@@ -29,6 +29,7 @@ from tests.soak.verdict import Verdict, report
 
 REPO = Path(__file__).parents[2]
 STEPS, INTERVAL = 600, 20
+ALONE_INTERVAL = 10_000  # steps between saves of the run whose memory is watched: each save costs some, see the result
 MODEL = {
     "model_type": "qwen3_moe",
     "vocab_size": 768,
@@ -53,17 +54,16 @@ CONFIG = {
     "data": {"rows": 4, "length": 256},
     "optimizer": {"warmup_steps": 20},
     "evaluation": {"every": 50, "batches": 2},
-    "checkpoint_every": INTERVAL,
 }
 
 
 class Run:
     """A training run in a directory of its own, in a process that can be killed."""
 
-    def __init__(self, root: Path, name: str, steps: int = STEPS) -> None:
+    def __init__(self, root: Path, name: str, steps: int = STEPS, interval: int = INTERVAL) -> None:
         self.run_dir = root / name
         config = root / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(CONFIG | {"steps": steps}), encoding="utf-8")
+        config.write_text(yaml.safe_dump(CONFIG | {"steps": steps, "checkpoint_every": interval}), encoding="utf-8")
         self._words = [sys.executable, "-m", "qwen3_jax.cli", "train", str(config), f"run_dir={self.run_dir}"]
         self._log = (root / f"{name}.log").open("a")
         cache = {"QWEN3_JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}
@@ -150,7 +150,7 @@ def compare(run: Run, reference: Run) -> None:
 
 def left_alone(root: Path, minutes: float) -> Growth:
     """Resident memory of one run, every second."""
-    run = Run(root, "alone", steps=100_000_000)
+    run = Run(root, "alone", steps=100_000_000, interval=ALONE_INTERVAL)
     process, samples = run.start(), []
     watched, began = psutil.Process(process.pid), time.monotonic()
     try:
