@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk with a model, turn by turn",
     "inspect": "say what a checkpoint is: architecture, sizes, tokenizer, and anything odd",
     "convert": "write a checkpoint anew: another dtype, other shard sizes",
+    "tokenize": "make tokens of text or chat files, ahead of training",
     "train": "train a model from a configuration",
     "corpus": "make a small multilingual corpus with labels, from a seed",
     "annotate": "give labels to the examples of a corpus",

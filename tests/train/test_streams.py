@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sharding import DEFAULT_RULES, make_mesh
-from tests.train.test_data import Numbers, documents_of
+from tests.train.data.test_packing import Numbers, documents_of
 from train.config import TrainConfig, parse
 from train.data import Batch, batches, endless_data
 from train.streams import FIELDS, batch_sharding, gather_places, streams_here

@@ -10,6 +10,8 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
+_USELESS = 10_000  # documents in a row of which nothing is packed: more are taken for a mistake
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
@@ -134,7 +136,8 @@ class PackIterDataset(grain.IterDataset):
     waits for the next batch and is placed before anything newer, so none is lost and long ones are not rarer in
     batches than in the data. A finite dataset ends with rows that are not full.
 
-    An example longer than a row can not be packed: it is left out and counted in the state, with a warning.
+    An example longer than a row can not be packed, nor a document without examples: it is left out and counted in the
+    state, with a warning.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class _PackIterator(grain.DatasetIterator):
         self._config = config
         self._pool: list[tuple[int, int, Example]] = []  # what waits: document, piece, content
         self._tokens: list[int] = []
-        self._dropped, self._ended = 0, False
+        self._dropped, self._useless, self._ended = 0, 0, False
 
     def __next__(self) -> Packed:
         config, pool = self._config, self._pool
@@ -171,12 +174,21 @@ class _PackIterator(grain.DatasetIterator):
             except StopIteration:
                 self._ended = True
                 break
+            before = len(pool)
             for number, example in enumerate(pieces):
                 if len(example.tokens) > config.length:
-                    self._drop(index, len(example.tokens))
+                    self._drop(index, f"{len(example.tokens)} tokens do not fit in data.length={config.length}")
                 elif len(example.tokens):
                     pool.append((index, number, example))
                     total += len(example.tokens)
+            if not pieces:
+                self._drop(index, "there is nothing to learn in it")
+            self._useless = self._useless + 1 if len(pool) == before else 0
+            if self._useless == _USELESS:
+                raise ValueError(
+                    f"data.sources must hold examples that fit in data.length={config.length}, got none in "
+                    f"{_USELESS} documents in a row, {config.documents.name(index)} the last: correct one"
+                )
         if not pool:
             raise StopIteration
         sizes = [len(example.tokens) for _, _, example in pool]
@@ -191,12 +203,11 @@ class _PackIterator(grain.DatasetIterator):
         self._pool = [item for place, item in enumerate(pool) if place not in taken]
         return Packed(batch, documents, config.documents.name)
 
-    def _drop(self, index: int, size: int) -> None:
+    def _drop(self, index: int, why: str) -> None:
         self._dropped += 1
         if set(str(self._dropped)[1:]) <= {"0"} and str(self._dropped)[0] == "1":  # the 1st, 10th, 100th ...
             warnings.warn(
-                f"{self._config.documents.name(index)} is left out: {size} tokens do not fit in "
-                f"data.length={self._config.length} ({self._dropped} examples left out so far)",
+                f"{self._config.documents.name(index)} is left out: {why} ({self._dropped} examples left out so far)",
                 stacklevel=2,
             )
 

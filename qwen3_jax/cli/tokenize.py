@@ -1,0 +1,87 @@
+"""`qwen3-jax tokenize`: files of examples as tokens, ahead of training."""
+
+import argparse
+
+from qwen3_jax.cli.arguments import Parser
+
+_EPILOG = """\
+The directory is read with `kind: tokens`. A command that was stopped goes on when it is given again: shards
+that are finished stay, and the bytes are the same as without the stop.
+
+examples:
+  qwen3-jax tokenize corpus/*.jsonl --tokenizer ./checkpoint --output tokens/corpus --label language --label domain
+  qwen3-jax tokenize chats.parquet --kind chat --tokenizer ./checkpoint --output tokens/chats --thinking keep
+"""
+
+
+def parser() -> Parser:
+    """The arguments of this command."""
+    result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG)
+    result.add_argument("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")
+    result.add_argument("--tokenizer", metavar="PATH", required=True, help="a directory with tokenizer.json")
+    result.add_argument("--output", metavar="DIR", required=True, help="the directory to write")
+    result.add_argument("--kind", choices=["text", "chat"], default="text", help="what the examples are (text)")
+    result.add_argument("--field", metavar="NAME", default="", help="of an example (text or messages)")
+    result.add_argument(
+        "--thinking", choices=["template", "keep"], default="template", help="of earlier assistant turns (template)"
+    )
+    result.add_argument("--sample-by", choices=["line", "paragraph", "document"], default="line", help="in .txt (line)")
+    result.add_argument(
+        "--label", metavar="NAME", action="append", default=[], help="a field that is a label; repeat it"
+    )
+    result.add_argument("--shard-records", metavar="N", type=int, default=10_000, help="input records a shard (10000)")
+    result.add_argument("--workers", metavar="N", type=int, default=2, help="threads (2)")
+    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenises and says what was written."""
+    import dataclasses
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from qwen3_jax.cli.arguments import UsageError
+    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.compile_cache import user_cache
+    from qwen3_jax.tokenizer import load_tokenizer
+    from train.data.tokenize import tokenize
+    from train.settings import SourceConfig
+
+    for name in ("shard_records", "workers"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}: raise it")
+    sources = [
+        SourceConfig(path=path, kind=args.kind, field=args.field, thinking=args.thinking, sample_by=args.sample_by)
+        for path in args.inputs
+    ]
+    columns = (
+        TextColumn("tokenising"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("records"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("tokenising")
+        done = tokenize(
+            sources,
+            load_tokenizer(args.tokenizer),
+            Path(args.output),
+            labels=args.label,
+            shard_records=args.shard_records,
+            workers=args.workers,
+            cache=user_cache() / "data",
+            advance=lambda count, total: progress.update(task, completed=count, total=total),
+        )
+    if args.json:
+        print_json(dataclasses.asdict(done))
+    else:
+        before = f", {done.done_before} were there before" if done.done_before else ""
+        print(
+            f"{done.path}: {done.shards} shards{before}; {done.documents:,} documents, {done.tokens:,} tokens written"
+        )
+    return 0
