@@ -1,7 +1,9 @@
 """`qwen3-jax mixture`: weights of a data mixture, from small proxy runs."""
 
 import argparse
+import contextlib
 import shlex
+import sys
 from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser
@@ -32,8 +34,6 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Searches, and says what was found."""
-    import sys
-
     from rich.console import Console
 
     from qwen3_jax.cli.common import print_json
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_search(args.config, args.overrides)
     enable_compile_cache()  # proxies are one program
-    found = search(config, say=lambda line: print(line, file=sys.stderr, flush=True))
+    with contextlib.redirect_stdout(sys.stderr):  # the progress of the runs; stdout is for the result
+        found = search(config, say=lambda line: print(line, flush=True))
     command = shlex.join(["qwen3-jax", "mixture", args.config, *args.overrides])
     for path in [Path(config.run_dir) / "report.md", *([Path(args.report)] if args.report else [])]:
         write_report(path, config, found, command)

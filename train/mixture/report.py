@@ -10,7 +10,7 @@ from rich.table import Table
 
 from train.mixture.files import written_beside
 from train.mixture.fit import FLOORS, RIDGES
-from train.mixture.search import Found, verdict_line
+from train.mixture.search import Found, paired_interval, verdict_line
 from train.mixture.settings import MixtureSearch
 
 INTRODUCTION = """\
@@ -136,11 +136,19 @@ def _lines(config: MixtureSearch, found: Found, command: str, plot: str) -> Iter
     )
     yield (
         f"* ridge ({RIDGES[0]:g} to {RIDGES[-1]:g}) and floor of the exponential law (none, or {FLOORS[0]:g} to "
-        f"{FLOORS[-1]:g} spreads below the least loss) are chosen by the same error, which is therefore a little "
+        f"{FLOORS[-1]:.2g} spreads below the least loss) are chosen by the same error, which is therefore a little "
         "optimistic; the p-value repeats the choice and is not"
     )
-    yield f"* the real run reads at most {config.final_tokens:,} tokens and each combination at most "
-    yield f"  {config.max_epochs:g} times; no share leaves the range that proxies had"
+    yield (
+        f"* the real run reads at most {config.final_tokens:,} tokens and each combination at most "
+        f"{config.max_epochs:g} times; no share leaves the range that proxies had"
+    )
+    best_proxy = float((found.losses @ fitted.weights).min())
+    if found.predicted_best is not None and found.predicted_best < best_proxy:
+        yield (
+            f"* the loss predicted for the fitted mixture, {found.predicted_best:.4f}, is below that of the best "
+            f"proxy, {best_proxy:.4f}: an extrapolation, since no proxy had all of these shares at once"
+        )
     yield ""
     yield "## Shares"
     yield ""
@@ -174,14 +182,18 @@ def _check_lines(found: Found) -> Iterator[str]:
         f"95% interval {check.low:+.4f} to {check.high:+.4f} (paired t)."
     )
     yield ""
-    yield _row(
-        "set",
-        *(f"natural, seed {i}" for i in range(len(check.natural))),
-        *(f"fitted, seed {i}" for i in range(len(check.fitted))),
-    )
-    yield _row("---", *["---:"] * (len(check.natural) + len(check.fitted)))
+    seeds = range(len(check.natural))
+    yield _row("set", *(f"{name}, seed {i}" for name in ("natural", "fitted") for i in seeds), "gain", "95% interval")
+    yield _row("---", *["---:"] * (2 * len(seeds) + 2))
+    worse = []
     for name in found.sets:
-        yield _row(name, *(f"{losses[name]:.4f}" for losses in (*check.natural, *check.fitted)))
+        before, after = ([losses[name] for losses in each] for each in (check.natural, check.fitted))
+        gain, low, high = paired_interval(np.subtract(before, after).tolist())
+        numbers = [f"{loss:.4f}" for loss in (*before, *after)]
+        yield _row(name, *numbers, f"{gain:+.4f}", f"{low:+.4f} to {high:+.4f}")
+        worse += [name] if gain < 0 else []
+    yield ""
+    yield f"Worse with the fitted mixture: {'; '.join(worse) or 'none of the sets'}."
 
 
 def _plot(path: Path, found: Found) -> bool:
