@@ -105,7 +105,7 @@ def _in_a_process(directory: Path) -> tuple[int, str]:
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with log.open("ab") as file:
-        command = [sys.executable, "-m", "train.ablate.worker", str(directory)]
+        command = [sys.executable, "-m", "train.ablate", str(directory)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
         try:
             status = process.wait()

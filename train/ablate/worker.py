@@ -1,4 +1,4 @@
-"""One run of an ablation, in a process of its own: `python -m train.ablate.worker DIRECTORY`.
+"""One run of an ablation, in a process of its own: `python -m train.ablate DIRECTORY`.
 
 DIRECTORY holds run.yaml, the resolved configuration. The run goes on from its newest checkpoint, is measured, and
 leaves result.json, which is written beside and renamed: where it stands, the run is done. Only one process works in a
@@ -169,7 +169,3 @@ def _alone(directory: Path) -> Iterator[None]:
     with (directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -61,6 +61,7 @@ def test_killed_and_given_again_it_goes_on(run, tmp_path):
     after = lines_of(second / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(1, 201))
     assert after[:50] == before[:50]  # tokens a second too: these steps were not done again
+    assert "RuntimeWarning" not in (second / "log.txt").read_text()
     assert [row["runs"] for row in table["cells"]] == [{"diverged": 1}, {"finished": 1}]
     assert all("must be finite" in entry["reason"] for entry in table["not_finished"])
     assert table["cells"][0]["metrics"]["held_out_loss"] is None

@@ -106,3 +106,15 @@ def test_the_experts_ablation_has_equal_active_sizes() -> None:
         sparse = model.is_sparse(0)
         assert (model.num_experts_per_tok * model.moe_intermediate_size if sparse else model.intermediate_size) == 128
         assert [model.is_sparse(layer) for layer in range(2)] == [sparse, sparse]
+
+
+def test_the_file_in_the_guide_loads(tmp_path: Path) -> None:
+    guide = (REPO / "docs" / "guides" / "ablations.md").read_text(encoding="utf-8")
+    text = guide.partition("```yaml\n")[2].partition("```")[0]
+    base = "base: configs/train/example.yaml"
+    assert base in text
+    path = tmp_path / "my.yaml"
+    path.write_text(text.replace(base, f"base: {REPO}/configs/train/example.yaml"), encoding="utf-8")
+    study = load_study(path)
+    assert len(study.runs) == 12
+    assert study.baseline_of(study.cells[1]) == study.cells[0]
