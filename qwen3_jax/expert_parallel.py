@@ -98,7 +98,7 @@ def expert_parallel(
         in_specs=(layout.x, None if counted is None else PartitionSpec(*layout.x[:2]), PartitionSpec(), *matrices),
         out_specs=(
             PartitionSpec(*layout.x[:2], hidden or None),
-            RouterReport(layout.x, PartitionSpec(), None if counted is None else PartitionSpec(layout.x[0])),
+            RouterReport._make((layout.x, PartitionSpec(), None if counted is None else PartitionSpec(layout.x[0]))),
         ),
         check_vma=False,
     )(x, counted, params["router"], *(params[f"experts_{name}_proj"] for name in ("gate", "up", "down")))

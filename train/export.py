@@ -7,23 +7,18 @@ import orbax.checkpoint as ocp
 
 from qwen3_jax.checkpoint import read_generation, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.lora_files import save_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding import MeshConfig
+from sharding.processes import first_does
 from train.checkpoints import committed
+from train.config import TrainConfig
 from train.loop import abstract_state, make_training_mesh
 from train.run_dir import stored_config
-from train.step import TrainState, make_model
-
-GENERATION = "generation_config.json"
-
-
-def exported_params(state: TrainState) -> Params:
-    """The averaged parameters where the run has them, else the parameters."""
-    ema = getattr(state, "ema", None)
-    params: Params = state.params if ema is None else ema
-    return params
+from train.step import make_model
+from train.tokenizer import GENERATION
 
 
 def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> None:
@@ -33,8 +28,15 @@ def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -
     save_pretrained(directory, model.clone(generation=generation), params, tok)
 
 
+def export_adapters(run_dir: Path, directory: Path, model: Qwen3, adapters: Params, config: TrainConfig) -> Path:
+    """Writes adapters of a run in PEFT's form, and the run's tokenizer; many processes call it together."""
+    save_adapters(directory, model, adapters, config.init_from)
+    first_does(lambda: load_tokenizer(run_dir / "tokenizer").save(directory))
+    return directory
+
+
 def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: MeshConfig | None = None) -> int:
-    """Writes the model as it was after a step that has a checkpoint; the run may still be going on.
+    """Writes the model (or its adapters) as it was after a step that has a checkpoint; the run may still be going on.
 
     Only the parameters that are exported are read, not the optimizer's state.
 
@@ -55,7 +57,7 @@ def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: M
     built = make_training_mesh(mesh or MeshConfig())
     model = make_model(config, built)
     state = abstract_state(config, model, built)
-    name = "params" if getattr(state, "ema", None) is None else "ema"
+    name = "params" if state.ema is None else "ema"
     wanted = {name: getattr(state, name)}
     found, path = committed(run_dir / "checkpoints", step)
     restore = ocp.args.PyTreeRestore(
@@ -63,7 +65,11 @@ def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: M
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         params = checkpointer.restore(path, args=restore)[name]
-    export_model(run_dir, directory, model, jax.block_until_ready(params))
+    params = jax.block_until_ready(params)
+    if model.lora is None:
+        export_model(run_dir, directory, model, params)
+    else:
+        export_adapters(run_dir, directory, model, params, config)
     return found
 
 

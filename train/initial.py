@@ -63,6 +63,8 @@ def resolve(config: TrainConfig, base: Mapping[str, Any] | None = None) -> Train
 
 
 def load_initial(config: TrainConfig, model: Qwen3, mesh: Mesh | None) -> Params:
-    """The parameters of `init_from` as float32, each slice straight onto its device."""
-    _, params = from_pretrained(source_of(config.init_from), jnp.float32, mesh, model.layout, config.mesh.table)
+    """The parameters of `init_from` as float32, each slice straight onto its device; a base that stays frozen is in the
+    dtype of the activations."""
+    dtype = jnp.float32 if model.lora is None else jnp.dtype(config.dtype)
+    _, params = from_pretrained(source_of(config.init_from), dtype, mesh, model.layout, config.mesh.table)
     return params

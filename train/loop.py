@@ -1,6 +1,7 @@
 """The training loop: dispatches step n, then reports step n-1; resumes exactly; stops where the loss is not finite."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -70,17 +71,21 @@ def begin(
     """The state to go on from, and the places in the data; without a checkpoint a new state, and None."""
     if checkpoints.latest() is None:
         return init_state(model, config, mesh, None if initial is None else initial(model, mesh)), None
-    return checkpoints.restore(abstract_state(config, model, mesh))
+    like = abstract_state(config, model, mesh)
+    if model.lora is not None:  # no checkpoint holds the base
+        assert initial is not None
+        like = dataclasses.replace(like, frozen=initial(model, mesh))
+    return checkpoints.restore(like)
 
 
 def abstract_state(config: TrainConfig, model: Qwen3, mesh: Mesh | None) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    """Shapes, dtypes and shardings of what a checkpoint holds of the state; nothing is allocated."""
     shapes = jax.eval_shape(partial(init_state, model, config))
     if mesh is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, shapes)
     else:
-        shardings = state_shardings(model, config, mesh)
+        shardings = dataclasses.replace(state_shardings(model, config, mesh), frozen=None)
     state: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )

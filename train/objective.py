@@ -144,6 +144,16 @@ def batch_loss(
     return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
 
+def domain_losses(
+    model: Qwen3, params: Any, batch: Batch, chunk: int, num_domains: int
+) -> tuple[Float[Array, " {num_domains}"], Float[Array, " {num_domains}"]]:
+    """Cross-entropy summed over the counted tokens of each domain, and their numbers."""
+    out, head = _apply(model, params, batch, balanced=False)
+    counted = batch.loss_mask.astype(jnp.float32)
+    losses = token_losses(out.hidden, head, batch.targets, counted, chunk, model.placement.rules).losses
+    return by_domain(batch.domains, counted * losses, num_domains), by_domain(batch.domains, counted, num_domains)
+
+
 def cut(batch: Batch, parts: int, rules: Rules) -> dict[str, Array]:
     """The batch's arrays by name as [parts, B / parts, T]: micro-batch j has the rows j, j + parts, ...
 

@@ -1,6 +1,5 @@
 """One training run from a configuration: where it begins, tokenizer, data, loop, export."""
 
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,19 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.export import staged
-from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.tokenizer import load_tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig, load_config
 from train.data import make_data
-from train.export import GENERATION, export_model, exported_params
+from train.export import export_adapters, export_model
 from train.full_disk import is_full_disk
 from train.initial import load_initial, resolve, source_of
 from train.loop import Initial, train
-from train.pocket import tokenizer as pocket_tokenizer
+from train.lora import claim_base
 from train.run_dir import Lock, claim, stored_config
 from train.stop import Stop
+from train.tokenizer import write_tokenizer
 
 USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
 
@@ -31,8 +29,9 @@ def run(config: TrainConfig) -> Path | None:
     Many processes call this together, after `sharding.distributed.start`; they must see the same `run_dir`.
 
     Returns:
-      `run_dir/model`, a directory that `from_pretrained` and transformers load, or `run_dir` where the model has no
-      such form; None after SIGTERM, when the state is saved and there is nothing to export yet.
+      `run_dir/model`, a directory that `from_pretrained` and transformers load, `run_dir/adapter` in PEFT's form where
+      adapters were trained, or `run_dir` where the model has no such form; None after SIGTERM, when the state is saved
+      and there is nothing to export yet.
 
     Raises:
       ValueError: no run_dir, a vocabulary that does not fit, `run_dir` holds a run of another configuration, or another
@@ -49,16 +48,20 @@ def run(config: TrainConfig) -> Path | None:
     _check_vocabulary(config)
     with Stop() as stop, Lock(run_dir):
         first_does(partial(claim, run_dir, config))
+        if config.lora is not None:
+            first_does(partial(claim_base, run_dir, config.init_from, source_of(config.init_from)))
         first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
         tok = load_tokenizer(run_dir / "tokenizer")
         model, state = train(config, make_data(config, tok), _initial(config), stop)
         if int(state.step) < config.steps:
             return None
+        if model.lora is not None:
+            return export_adapters(run_dir, run_dir / "adapter", model, state.averaged, config)
         if not config.ablation.qk_norm:
             warnings.warn("the model without QK-Norm is not exported: Hugging Face has no form for it", stacklevel=2)
             return run_dir
         directory = run_dir / "model"
-        export_model(run_dir, directory, model, exported_params(state))
+        export_model(run_dir, directory, model, state.averaged)
         return directory
 
 
@@ -73,47 +76,6 @@ def _check_vocabulary(config: TrainConfig) -> None:
         raise ValueError(
             f"tokenizer.vocab_size must be at most model.vocab_size={size}, got {config.tokenizer.vocab_size}: lower it"
         )
-
-
-def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
-    """The run's tokenizer: `tokenizer.path`'s, else that of `init_from`, else one trained on the data's own text; taken
-    at the first start, read back at later ones."""
-    write_tokenizer(directory, config)
-    return load_tokenizer(directory)
-
-
-def write_tokenizer(directory: Path, config: TrainConfig) -> None:
-    """Puts the run's tokenizer into `directory` where there is none yet.
-
-    Raises:
-      FileNotFoundError: `tokenizer.path` is none.
-      ValueError: a tokenizer with more tokens than the model.
-    """
-    if (directory / "tokenizer_config.json").exists():
-        return
-    origin = config.tokenizer.path or (source_of(config.init_from) if config.init_from else "")
-    if not origin:
-        _train_tokenizer(directory, config)
-        return
-    tok = load_tokenizer(origin)
-    size = config.model.get("vocab_size", 0)
-    if tok.vocab_size > size:
-        raise ValueError(
-            f"the tokenizer of {origin} must have at most model.vocab_size={size} tokens, got {tok.vocab_size}: take "
-            "another, or a larger model"
-        )
-    with staged(directory) as stage:
-        tok.save(stage)
-        if (Path(origin) / GENERATION).is_file():  # its sampling defaults go with the model
-            shutil.copyfile(Path(origin) / GENERATION, stage / GENERATION)
-
-
-def _train_tokenizer(directory: Path, config: TrainConfig) -> None:
-    texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.tasks)
-    bpe = pocket_tokenizer.train_tokenizer(texts, config.tokenizer.vocab_size)
-    template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
-    with staged(directory) as stage:
-        pocket_tokenizer.save_tokenizer(bpe, stage, template)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,9 +48,14 @@ class TrainState:
     frozen: Any = None
 
     @property
-    def model_params(self) -> Any:
-        """What the model is applied to."""
-        return joined(self.params, self.frozen)
+    def averaged(self) -> Any:
+        """What is evaluated and exported of `params`: their average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+    @property
+    def averaged_params(self) -> Any:
+        """All parameters of the model that is evaluated, the frozen base among them."""
+        return joined(self.averaged, self.frozen)
 
 
 @flax.struct.dataclass

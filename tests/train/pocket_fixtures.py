@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qwen3_jax.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.run import make_tokenizer
 from train.settings import TokenizerConfig
+from train.tokenizer import make_tokenizer
 
 MODEL = {
     "model_type": "qwen3",

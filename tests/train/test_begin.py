@@ -18,9 +18,10 @@ from tests.train.pocket_fixtures import MODEL
 from train.config import TrainConfig, parse
 from train.data import make_data
 from train.initial import load_initial, resolve
-from train.run import run, write_tokenizer
+from train.run import run
 from train.run_dir import stored_config
 from train.step import TRACES, init_state, make_model, state_shardings
+from train.tokenizer import write_tokenizer
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:

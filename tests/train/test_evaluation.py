@@ -14,10 +14,11 @@ from qwen3_jax.model import Qwen3
 from tests.tiny import dense_config, random_params
 from train.config import TrainConfig, parse
 from train.data import Data, Example, endless_data
-from train.evaluation import Evaluation, domain_losses
+from train.evaluation import Evaluation
 from train.loop import train
+from train.objective import domain_losses
 from train.report import evaluated_numbers
-from train.step import TRACES
+from train.step import TRACES, TrainState
 
 ARCHITECTURE = dense_config(vocab_size=96, num_hidden_layers=1)
 
@@ -85,10 +86,8 @@ def test_held_out_losses_are_those_made_by_hand(tmp_path: Path) -> None:
     assert lines[-1]["eval_loss"] < lines[3]["eval_loss"]
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
-    params: Any
-    ema: Any
+def state_of(params: Any, ema: Any) -> TrainState:
+    return TrainState(step=0, params=params, opt_state=None, ema=ema)
 
 
 def test_averaged_parameters_are_evaluated_where_there_are_any_and_batches_never_change(tmp_path: Path) -> None:
@@ -98,7 +97,12 @@ def test_averaged_parameters_are_evaluated_where_there_are_any_and_batches_never
     evaluation = Evaluation(config, model, data(config), [0, 1], None)
     found = [
         evaluated_numbers(jax.device_get(evaluation(state)), ("ones", "twos"))["eval_loss"]
-        for state in (State(params, None), State(params, average), State(average, None), State(params, None))
+        for state in (
+            state_of(params, None),
+            state_of(params, average),
+            state_of(average, None),
+            state_of(params, None),
+        )
     ]
     assert found[1] == found[2] != found[0] == found[3]
     assert found[0] == pytest.approx(by_hand(params, config)["all"], rel=1e-5)

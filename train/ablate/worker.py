@@ -28,7 +28,6 @@ from train.ablate.study import identity
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, load_config
 from train.data import Batch, make_data
-from train.export import exported_params
 from train.loop import abstract_state, make_training_mesh
 from train.run import run
 from train.run_dir import stored_config
@@ -83,7 +82,7 @@ def last_params(config: TrainConfig) -> tuple[Qwen3, Params]:
     model = make_model(config, mesh)
     with Checkpoints(Path(config.run_dir) / "checkpoints", config.keep_checkpoints) as checkpoints:
         state, _ = checkpoints.restore(abstract_state(config, model, mesh))
-    return model, exported_params(state)
+    return model, state.averaged
 
 
 def held_out_batches(config: TrainConfig) -> tuple[list[Batch], tuple[str, ...]]:

@@ -18,7 +18,8 @@ from train.mixture.labels import Combination, as_weights, shares_of
 from train.mixture.optimum import best_mixture, draw_mixtures, within
 from train.mixture.proxy import HeldOutSet, train_and_measure, with_mixture
 from train.mixture.settings import MixtureSearch, changed, merged
-from train.mixture.sources import held_out_sets, make_tokenizer, natural_tokens
+from train.mixture.sources import held_out_sets, natural_tokens
+from train.tokenizer import make_tokenizer
 
 Verdict = Literal["no fit", "no gain predicted", "predicted", "confirmed", "not confirmed", "worse"]
 
@@ -88,9 +89,9 @@ def search(config: MixtureSearch, say: Callable[[str], None] = print) -> Found:
         raise ValueError("run_dir must be set, got nothing: add run_dir=DIR to the command")
     run_dir = Path(config.run_dir)
     _claim(run_dir, config)
-    tok = make_tokenizer(run_dir / "tokenizer", config.train)
-    own = {"tokenizer": {"path": str(run_dir / "tokenizer")}, "data": {"cache": str(run_dir / "cache")}}
-    base = changed(config.train, own)
+    base = changed(config.train, {"data": {"cache": str(run_dir / "cache")}})
+    tok = make_tokenizer(run_dir / "tokenizer", base)
+    base = changed(base, {"tokenizer": {"path": str(run_dir / "tokenizer")}})
     proxy = changed(base, config.proxy)
     counts = natural_tokens(base.data, tok, config.by)
     held_out = held_out_sets(base.evaluation.sources, tok, config.target, proxy.data)

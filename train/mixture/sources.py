@@ -1,40 +1,17 @@
-"""Tokens of the labelled files: how many each combination has, the held-out sets, and the tokenizer they share."""
+"""Tokens of the labelled files: how many each combination has, the and the held-out sets."""
 
 import dataclasses
-import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
-from train.config import TrainConfig
+from qwen3_jax.tokenizer import Tokenizer
 from train.data import Example
 from train.data.corpus import Corpus
-from train.data.readers import open_readers
-from train.mixture.files import text_of
 from train.mixture.labels import Combination, count_tokens
 from train.mixture.proxy import HeldOutSet
-from train.pocket.tokenizer import save_tokenizer, train_tokenizer
 from train.settings import DataConfig, MixtureConfig, SourceConfig, WeightConfig
-
-
-def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
-    """The tokenizer of all runs of a search: a copy of `tokenizer.path`, else a BPE of the sources' own text."""
-    if not (directory / "tokenizer_config.json").exists():
-        beside = directory.with_name(f"{directory.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        if config.tokenizer.path:
-            shutil.copytree(config.tokenizer.path, beside)
-        else:
-            texts = itertools.islice(_texts(config.data, directory.with_name("cache")), config.tokenizer.corpus_size)
-            template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
-            save_tokenizer(train_tokenizer(texts, config.tokenizer.vocab_size), beside, template)
-        shutil.rmtree(directory, ignore_errors=True)
-        beside.rename(directory)
-    return load_tokenizer(directory)
 
 
 def natural_tokens(data: DataConfig, tok: Tokenizer, by: Sequence[str]) -> dict[Combination, int]:
@@ -86,12 +63,3 @@ def _open(sources: Sequence[SourceConfig], tok: Tokenizer, data: DataConfig, by:
     needed = MixtureConfig(by=tuple(by), weights=(WeightConfig(labels={by[0]: ""}),))  # labels that all must have
     plain = dataclasses.replace(data, sources=tuple(sources), mixture=needed, lengths=(), held_out=0.0)
     return Corpus(plain.sources, tok, plain, Path(data.cache), count=True)
-
-
-def _texts(data: DataConfig, cache: Path) -> Iterator[str]:
-    """Documents of all sources in turn, so that a tokenizer of few of them knows each source."""
-    readers = [(reader, source) for source in data.sources for reader in open_readers(source, cache)]
-    for index in range(max(len(reader) for reader, _ in readers)):
-        for reader, source in readers:
-            if index < len(reader):
-                yield text_of(reader[index], source.field or "text", f"{reader.name}:{index}")

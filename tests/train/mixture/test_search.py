@@ -23,7 +23,8 @@ from train.mixture.labels import target_shares
 from train.mixture.proxy import held_out_loss
 from train.mixture.search import paired_interval, search, verdict_line
 from train.mixture.settings import MixtureSearch, load_search, nested
-from train.mixture.sources import held_out_sets, make_tokenizer, natural_tokens
+from train.mixture.sources import held_out_sets, natural_tokens
+from train.tokenizer import make_tokenizer
 
 MODEL = {
     "model_type": "qwen3",
@@ -239,7 +240,7 @@ def test_held_out_loss_is_that_of_each_document_alone() -> None:
 def test_tokens_and_held_out_sets_come_from_the_labels(corpus, tmp_path) -> None:
     config = asked(corpus, tmp_path)
     data = dataclasses.replace(config.train.data, cache=str(tmp_path / "cache"))
-    tok = make_tokenizer(tmp_path / "tokenizer", config.train)
+    tok = make_tokenizer(tmp_path / "tokenizer", dataclasses.replace(config.train, data=data))
     records = [json.loads(line) for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     counts = natural_tokens(data, tok, ("domain",))
     for domain in SHARES:
