@@ -14,7 +14,7 @@ from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig, load_config, to_dict
-from train.data import make_data
+from train.data import make_data, sample_texts
 from train.loop import train
 from train.pocket import tokenizer as pocket_tokenizer
 
@@ -78,7 +78,10 @@ def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
 def write_tokenizer(directory: Path, config: TrainConfig) -> None:
     """Trains the run's tokenizer where there is none yet."""
     if not (directory / "tokenizer_config.json").exists():
-        texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.tasks)
+        if config.data.sources:
+            texts = sample_texts(config.data, config.tokenizer.corpus_size, config.seed)
+        else:
+            texts = pocket_tokenizer.corpus(config.seed, config.tokenizer.corpus_size, config.data.tasks)
         bpe = pocket_tokenizer.train_tokenizer(texts, config.tokenizer.vocab_size)
         template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
         pocket_tokenizer.save_tokenizer(bpe, directory, template)
