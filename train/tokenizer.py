@@ -1,20 +1,16 @@
 """The run's tokenizer: one that exists, or a BPE made from the text that the run trains on."""
 
-import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen3_jax.compile_cache import user_cache
 from qwen3_jax.export import staged
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from train.config import TrainConfig
-from train.data.readers import open_readers
-from train.data.text import text_of
+from train.data import sample_texts
 from train.initial import source_of
 from train.pocket import tokenizer as pocket_tokenizer
-from train.settings import DataConfig
 
 GENERATION = "generation_config.json"
 
@@ -52,30 +48,11 @@ def write_tokenizer(directory: Path, config: TrainConfig) -> None:
             shutil.copyfile(Path(origin) / GENERATION, stage / GENERATION)
 
 
-def source_texts(data: DataConfig) -> Iterator[str]:
-    """Texts of all sources in turn, so that a tokenizer made of few of them knows each source.
-
-    Raises:
-      ValueError: a source of tokens, or an example without the field that its source names.
-    """
-    cache = Path(data.cache).expanduser() if data.cache else user_cache() / "data"
-    for source in data.sources:
-        if source.kind == "tokens":
-            raise ValueError(
-                f"tokenizer.path must be set for sources of kind tokens, got none for {source.path}: name it"
-            )
-    readers = [(reader, source) for source in data.sources for reader in open_readers(source, cache)]
-    for index in range(max((len(reader) for reader, _ in readers), default=0)):
-        for reader, source in readers:
-            if index < len(reader):
-                yield text_of(reader[index], source.field or "text", f"{reader.name}:{index}")
-
-
 def _train_tokenizer(directory: Path, config: TrainConfig) -> None:
     settings = config.tokenizer
     texts: Iterator[str]
     if config.data.sources:
-        texts = itertools.islice(source_texts(config.data), settings.corpus_size)
+        texts = sample_texts(config.data, settings.corpus_size, config.seed)
     else:
         texts = pocket_tokenizer.corpus(config.seed, settings.corpus_size, config.data.tasks)
     bpe = pocket_tokenizer.train_tokenizer(texts, settings.vocab_size)

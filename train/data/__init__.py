@@ -3,6 +3,7 @@
 from train.data.make import Data, endless_data, make_data
 from train.data.packing import Batch, Documents, Example, Packed, batches, fill
 from train.data.report import MixtureReport
+from train.data.texts import sample_texts
 
 __all__ = [
     "Batch",
@@ -15,4 +16,5 @@ __all__ = [
     "endless_data",
     "fill",
     "make_data",
+    "sample_texts",
 ]

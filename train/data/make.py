@@ -5,14 +5,12 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from qwen3_jax.compile_cache import user_cache
 from qwen3_jax.tokenizer import Tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig
@@ -21,6 +19,7 @@ from train.data.mixture import Mixture, make_mixture
 from train.data.order import Cell, Epochs, MixtureIterDataset
 from train.data.packing import ENDLESS, Documents, Packed, PackIterDataset, fill
 from train.data.report import MixtureReport, make_report
+from train.data.texts import cache_of
 from train.pocket.source import PocketSource
 from train.settings import DataConfig
 from train.streams import Share, shares
@@ -134,7 +133,7 @@ def make_data(config: TrainConfig, tok: Tokenizer) -> Data:
     if not data.sources:
         source = PocketSource(tok, data, config.seed)
         return endless_data(config, source, source.domain_names, dataclasses.replace(source, split="held_out"))
-    cache = Path(data.cache).expanduser() if data.cache else user_cache() / "data"
+    cache = cache_of(data)
     # Lengths are needed before anything is drawn by a mix of lengths, and on every process by a mixture that several
     # processes read: then no process tokenises the others' part.
     several = bool(data.mixture.by) and jax.process_count() > 1

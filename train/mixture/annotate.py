@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.text import text_of
 from train.mixture.annotators import Annotator, labels_of
-from train.mixture.files import parse_record, read_jsonl, written_beside
+from train.mixture.files import parse_record, read_jsonl, text_of, written_beside
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,3 +42,22 @@ def parse_record(line: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be a JSON object, got {type(record).__name__}: correct the line")
     return record
+
+
+def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """The text that a record is judged by: its field, or what the messages of a conversation say.
+
+    In:  {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    Out: "a\\nb"
+
+    Raises:
+      ValueError: neither is there.
+    """
+    value = record.get(field)
+    if value is None and isinstance(record.get("messages"), list):
+        messages = [message for message in record["messages"] if isinstance(message, dict)]
+        contents = (message.get(key) for message in messages for key in ("reasoning_content", "content"))
+        value = "\n".join(content for content in contents if isinstance(content, str))
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must have a text in {field!r} or messages, got {sorted(record)}: name the field")
+    return value

@@ -84,7 +84,7 @@ def spans(tok: Tokenizer, parts: Any) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_each_turn_is_learnt_after_the_prompt_of_inference(tok: Tokenizer, thinking: bool) -> None:
-    for seed in range(60):
+    for seed in range(25):
         messages, said = conversation(np.random.default_rng((seed, thinking)), thinking)
         examples = chat_parts(tok, messages, end="<|im_end|>")
         turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
@@ -96,7 +96,7 @@ def test_each_turn_is_learnt_after_the_prompt_of_inference(tok: Tokenizer, think
 
 def test_kept_thinking_stands_in_one_example(tok: Tokenizer) -> None:
     """All that was said, and between it what a single rendering has there: nothing of it is stripped."""
-    for seed in range(40):
+    for seed in range(15):
         messages, said = conversation(np.random.default_rng((seed, 2)), True)
         (parts,) = chat_parts(tok, messages, end="<|im_end|>", thinking="keep")
         found = spans(tok, parts)

@@ -59,5 +59,5 @@ def test_its_configurations_and_command_parse(tmp_path: Path) -> None:
     for text in blocks("yaml"):
         (tmp_path / "a.yaml").write_text(text)
         load_config(tmp_path / "a.yaml")
-    (command,) = blocks("")
+    (command,) = re.findall(r"^qwen3-jax tokenize .*$", GUIDE, flags=re.MULTILINE)
     assert parser().parse(command.split()[2:]).label == ["language", "domain"]

@@ -1,5 +1,6 @@
 """Tokens made ahead: the same batches as on the fly, and the same bytes whenever the making was killed."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,10 +21,11 @@ from qwen3_jax.tokenizer import load_tokenizer
 from tests.support import REPO
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.data import make_data
+from train.data import make_data, sample_texts
 from train.data.examples import Document, cut
 from train.data.tokenize import tokenize
-from train.settings import SourceConfig
+from train.run import make_tokenizer
+from train.settings import SourceConfig, TokenizerConfig
 
 CHAT = [
     {
@@ -142,3 +144,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         make_data(config(tmp_path, sources=[{"path": str(tmp_path / "out"), "kind": "tokens"}]), pocket_tokenizer())
     with pytest.raises(ValueError, match="must be read with kind: tokens"):
         make_data(config(tmp_path, sources=[{"path": str(tmp_path / "out")}]), tok)
+
+
+def test_a_tokenizer_is_made_from_the_text_of_the_sources(tmp_path: Path) -> None:
+    """Every example's text where all are asked for, the same sample for the same seed, messages and their thinking."""
+    rows = records(50)
+    text, chat = write_jsonl(tmp_path / "a.jsonl", rows), write_jsonl(tmp_path / "b.jsonl", CHAT[:3])
+    sources = [{"path": str(text)}, {"path": str(chat), "kind": "chat"}]
+    data = config(tmp_path, sources=sources).data
+    found = list(sample_texts(data, 1000, 0))
+    assert found[:50] == [row["text"] for row in rows]
+    assert found[50:58] == ["user", "question 0", "assistant", "hm", "", "user", "and now?", "assistant"]
+    some = list(sample_texts(data, 10, 1))
+    assert some == list(sample_texts(data, 10, 1)) != list(sample_texts(data, 10, 2))
+    run = dataclasses.replace(config(tmp_path, text), tokenizer=TokenizerConfig(vocab_size=400, corpus_size=50))
+    tok = make_tokenizer(tmp_path / "tokenizer", run)
+    assert tok.decode(tok.encode(rows[0]["text"])) == rows[0]["text"]
+    assert len(tok.encode("under")) == 1  # a word of this corpus, and not of the pocket tasks' alone
+    with pytest.raises(ValueError, match=r"tokenizer\.path must name the tokenizer that tokens was made with"):
+        list(sample_texts(config(tmp_path, sources=[{"path": "tokens", "kind": "tokens"}]).data, 1, 0))
