@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,23 @@ from train.streams import batch_sharding, gather_places, streams_here
 
 # Parameters to begin with, on the mesh, in the model's layout; see `train.initial`.
 Initial = Callable[[Qwen3, Mesh | None], Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same over all steps.
+
+    Attributes:
+      layout: where a batch lies.
+      here: the streams that this process makes.
+    """
+
+    config: TrainConfig
+    data: Data
+    model: Qwen3
+    mesh: Mesh | None
+    layout: NamedSharding | None
+    here: Sequence[int]
 
 
 def train(
@@ -59,7 +76,7 @@ def train(
             stack.enter_context(jax.set_mesh(mesh))
         with Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints:
             state, places = begin(config, model, mesh, checkpoints, initial)
-            state = _steps(config, data, model, mesh, layout, here, checkpoints, state, places, stop)
+            state = _steps(_Run(config, data, model, mesh, layout, here), checkpoints, state, places, stop)
     if int(state.step) < config.steps and is_first():
         print(f"asked to stop: saved step {int(state.step)}; the same command goes on from there", flush=True)
     return model, jax.block_until_ready(state)
@@ -93,30 +110,21 @@ def abstract_state(config: TrainConfig, model: Qwen3, mesh: Mesh | None) -> Trai
 
 
 def _steps(
-    config: TrainConfig,
-    data: Data,
-    model: Qwen3,
-    mesh: Mesh | None,
-    layout: NamedSharding | None,
-    here: Sequence[int],
-    checkpoints: Checkpoints,
-    state: TrainState,
-    places: Sequence[Any] | None,
-    stop: Stop,
+    run: _Run, checkpoints: Checkpoints, state: TrainState, places: Sequence[Any] | None, stop: Stop
 ) -> TrainState:
     """All steps that are left, or those until it is asked to stop; a state that is not finite is never saved."""
-    first, streams = int(state.step) + 1, config.data.streams
-    step_function = make_step(model, config, mesh, max(len(data.domain_names), 1))
+    config, first = run.config, int(state.step) + 1
+    step_function = make_step(run.model, config, run.mesh, max(len(run.data.domain_names), 1))
     with contextlib.ExitStack() as stack:
-        reporter = stack.enter_context(_reporting(config, data, mesh, first))
-        evaluation = Evaluation(config, model, data, here, layout)
+        reporter = stack.enter_context(_reporting(run, first))
+        evaluation = Evaluation(config, run.model, run.data, run.here, run.layout)
         profile = stack.enter_context(contextlib.closing(Profile(config, first)))
-        stream = stack.enter_context(contextlib.closing(prefetch(data.batches(here, places))))
+        stream = stack.enter_context(contextlib.closing(prefetch(run.data.batches(run.here, places))))
         for step in range(first, config.steps + 1):
             share, places_after = next(stream)
             profile.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                batch = share.place(layout)
+                batch = share.place(run.layout)
                 state, metrics = step_function(state, batch)
                 reporter.push(step, metrics, count_work(batch.segment_ids), share)
                 if evaluation.due(step):
@@ -126,7 +134,7 @@ def _steps(
             stopping = stop.asked(step)
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 reporter.persist()  # before the checkpoint: no step that is saved lacks its line
-                checkpoints.save(state, partial(gather_places, places_after, streams))
+                checkpoints.save(state, partial(gather_places, places_after, config.data.streams))
             if stopping:
                 break
         reporter.flush()
@@ -134,16 +142,16 @@ def _steps(
 
 
 @contextlib.contextmanager
-def _reporting(config: TrainConfig, data: Data, mesh: Mesh | None, first: int) -> Any:
+def _reporting(run: _Run, first: int) -> Iterator[Reporter]:
     """The reporter, with sinks on process 0 only; what an earlier start wrote of the steps to come is forgotten."""
     sinks: list[Sink] = []
     last = None
     if is_first():
-        last = keep_lines_until(Path(config.run_dir) / "metrics.jsonl", first - 1)
-        sinks = make_sinks(config, first)
+        last = keep_lines_until(Path(run.config.run_dir) / "metrics.jsonl", first - 1)
+        sinks = make_sinks(run.config, first)
     try:
-        expert_devices = 1 if mesh is None else mesh.shape["expert"]
-        yield Reporter(config, sinks, data.domain_names, expert_devices, (last or {}).get("skipped", 0))
+        expert_devices = 1 if run.mesh is None else run.mesh.shape["expert"]
+        yield Reporter(run.config, sinks, run.data.domain_names, expert_devices, (last or {}).get("skipped", 0))
     finally:
         for sink in sinks:
             sink.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -17,16 +18,16 @@ from qwen3_jax.checkpoint import from_pretrained
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import spec_tree
+from tests.tiny import random_params
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Data, batches, endless_data, make_data
 from train.loop import train
 from train.optimizer import decay_mask, schedule
 from train.prefetch import prefetch
-from train.report import Reporter, balance
+from train.report import balance
 from train.run import run
-from train.sinks import JsonLines
-from train.step import TRACES, Metrics, batch_loss
+from train.step import TRACES, batch_loss
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:
@@ -121,16 +122,17 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(finished: tuple[TrainConfig, 
     assert losses[0] == losses[1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    reporter = Reporter(config(tmp_path), [JsonLines(tmp_path / "metrics.jsonl")])
-    one, nan = jnp.float32(1.0), jnp.float32(float("nan"))
-    rest = {"tokens": one, "grad_norm": one, "learning_rate": one, "expert_load": ()}
-    work = count_work(jnp.asarray([[1, 1, 1, 2, 2, 0]]))
-    reporter.push(1, Metrics(loss=one, **rest), work)
-    reporter.push(2, Metrics(loss=nan, **rest), work)
-    assert [line["step"] for line in lines(tmp_path)] == [1]  # step 2 is not waited for yet
-    with pytest.raises(FloatingPointError, match=r"got loss nan and gradient norm 1[.]0 at step 2"):
-        reporter.flush()
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it(tmp_path: Path) -> None:
+    settings = config(tmp_path, checkpoint_every=1)
+
+    def broken(model: Qwen3, mesh: Any) -> Any:
+        params = random_params(model.config, "unrolled")
+        return params | {"embed_tokens": params["embed_tokens"] * jnp.float32(math.nan)}
+
+    with pytest.raises(FloatingPointError, match=r"must be finite, got loss nan and gradient norm nan at step 1 "):
+        train(settings, data(settings), broken)
+    assert not lines(tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_run_exports_a_checkpoint_that_loads_and_refuses_another_configuration(tmp_path: Path) -> None:
