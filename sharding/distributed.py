@@ -25,6 +25,7 @@ from sharding.cluster import Cluster, find_cluster
 from sharding.rendezvous import meet
 
 TIMEOUT = 300.0  # seconds that `start` waits for the others
+HEARTBEAT = 100.0  # seconds without a sign of life after which a process counts as dead
 
 
 def start(
@@ -32,6 +33,7 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout: float | None = None,
+    heartbeat: float | None = None,
 ) -> Cluster | None:
     """Connects this process with the others of its job; to be called before anything else of JAX.
 
@@ -41,6 +43,9 @@ def start(
       num_processes: how many there are (or JAX_NUM_PROCESSES); 1 stays alone wherever it runs.
       process_id: which one this is, from 0 on (or JAX_PROCESS_ID).
       timeout: seconds to wait for the others (or QWEN3_JAX_START_TIMEOUT; 300).
+      heartbeat: whole seconds without a sign of life after which a process counts as dead and the others end (or
+        QWEN3_JAX_HEARTBEAT_TIMEOUT; 100). One that ends is noticed at once, by the network; this is for machines that
+        vanish.
 
     Returns:
       What was found; None where there is one process.
@@ -52,7 +57,8 @@ def start(
     cluster = find_cluster(os.environ, coordinator, num_processes, process_id, _metadata())
     if cluster is None or is_started():
         return cluster
-    seconds = _seconds(timeout)
+    seconds = _seconds("start", timeout, TIMEOUT)
+    dead_after = round(_seconds("heartbeat", heartbeat, HEARTBEAT, least=1.0))
     meet(cluster, seconds)
     jax.distributed.initialize(
         cluster.coordinator,
@@ -61,7 +67,7 @@ def start(
         local_device_ids=cluster.local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=max(60, round(seconds)),
-        heartbeat_timeout_seconds=int(os.environ.get("QWEN3_JAX_HEARTBEAT_TIMEOUT", "100")),
+        heartbeat_timeout_seconds=dead_after,
     )
     return cluster
 
@@ -75,7 +81,7 @@ def leave(status: int) -> NoReturn:
     """Ends one of many processes at once, after an error.
 
     The ordinary way out waits for the others, who wait for this one's part of a computation. Its absence ends them:
-    at once where the network tells them, else after the heartbeat timeout (100 s, or QWEN3_JAX_HEARTBEAT_TIMEOUT).
+    at once where the network tells them, else after the heartbeat timeout.
     """
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -106,14 +112,16 @@ def _read_metadata(key: str) -> str | None:
     return None
 
 
-def _seconds(timeout: float | None) -> float:
-    text = os.environ.get("QWEN3_JAX_START_TIMEOUT", str(TIMEOUT)) if timeout is None else str(timeout)
+def _seconds(name: str, given: float | None, default: float, least: float = 0.0) -> float:
+    """The start or heartbeat timeout: what is given, what the environment says, or the default."""
+    text = os.environ.get(f"QWEN3_JAX_{name.upper()}_TIMEOUT", str(default)) if given is None else str(given)
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise ValueError(f"the start timeout must be a positive number of seconds, got {text!r}: correct it")
+    if not max(least, 1e-9) <= seconds < 1e6:
+        rule = f"at least {least:g} seconds" if least else "a positive number of seconds"
+        raise ValueError(f"the {name} timeout must be {rule}, got {text!r}: correct it")
     return seconds
 
 

@@ -73,6 +73,8 @@ def explain(error: Exception) -> tuple[int | None, str]:
         return BROKEN, f"the memory is not enough for this model and prompt ({text[:200] or 'out of memory'})"
     if isinstance(error, FloatingPointError):
         return BROKEN, text
+    if isinstance(error, RuntimeError) and ("Connection closed by peer" in text or "Connection reset by peer" in text):
+        return BROKEN, f"another process of this job has ended, see what it said ({text[:200]})"
     if isinstance(error, RuntimeError) and "nable to initialize backend" in text:
         return MISTAKE, f"{text[:300]}: correct JAX_PLATFORMS, or install JAX for this device"
     return None, text

@@ -61,6 +61,9 @@ def add_process_options(parser: Parser) -> None:
     group.add_argument(
         "--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)"
     )
+    group.add_argument(
+        "--heartbeat-timeout", type=number, metavar="SECONDS", help="when a silent process counts as dead (100)"
+    )
 
 
 def start_processes(args: argparse.Namespace) -> None:
@@ -71,7 +74,7 @@ def start_processes(args: argparse.Namespace) -> None:
     """
     from sharding.distributed import start
 
-    start(args.coordinator, args.num_processes, args.process_id, args.start_timeout)
+    start(args.coordinator, args.num_processes, args.process_id, args.start_timeout, args.heartbeat_timeout)
 
 
 def stay_alone(command: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.model import Qwen3
 from qwen3_jax.tokenizer import load_tokenizer
 from tests.distributed import worker
-from tests.distributed.launch import free_port, launch
+from tests.distributed.launch import Ended, free_port, launch, running
 from tests.tiny import dense_config, random_params, write_tokenizer
 from train.loop import train
 
@@ -176,3 +177,101 @@ def test_a_process_that_fails_ends_the_other() -> None:
     assert ended[1].status == 2
     assert ended[1].err.splitlines()[-1] == "error: this one fails"
     assert ended[0].status not in (0, None)
+
+
+LOOPS = """
+import sys, time
+from qwen3_jax.cli.boundary import guarded
+from sharding.distributed import start
+from sharding.processes import gather
+
+def action():
+    start(sys.argv[1], 2, int(sys.argv[2]), 60, heartbeat=5)
+    gather(0)
+    print("looping", flush=True)
+    while True:
+        gather(0)
+        time.sleep(0.05)
+
+sys.exit(guarded(action))
+"""
+
+
+def end_one_of_two(victim: int, how: signal.Signals) -> tuple[Ended, float]:
+    """What the other one says when one is sent a signal in the middle of its work, and after how many seconds."""
+    address = f"127.0.0.1:{free_port()}"
+    with running([["-c", LOOPS, address, str(i)] for i in range(2)]) as processes:
+        for process in processes:
+            assert process.stdout is not None
+            assert any(line == "looping\n" for line in process.stdout)  # the network library prints too
+        began = time.monotonic()
+        processes[victim].send_signal(how)
+        out, err = processes[1 - victim].communicate(timeout=60)
+        return Ended(processes[1 - victim].returncode, out, err), time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_process_that_is_gone_ends_the_other_at_once(how: signal.Signals) -> None:
+    other, seconds = end_one_of_two(1, how)
+    assert other.status == 1
+    assert other.err.splitlines()[-1].startswith("error: another process of this job has ended, see what it said")
+    assert "Traceback" not in other.err
+    assert seconds < 30  # within milliseconds on a quiet machine; the network tells it
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_falls_silent_ends_the_other_after_the_heartbeat_timeout(victim: int) -> None:
+    """A machine that vanishes closes no connection; a stopped process is like it. JAX ends the other one from C++."""
+    other, seconds = end_one_of_two(victim, signal.SIGSTOP)
+    assert other.status == -signal.SIGABRT
+    assert "Terminating process because the JAX distributed service detected fatal errors" in other.err
+    # Process 0 keeps the list; the others only know that it does not answer.
+    named = "unhealthy (stopped sending heartbeats):\n1\n" if victim == 1 else "CoordinationService/Heartbeat"
+    assert named in other.err
+    assert 2 < seconds < 40  # 5 on a quiet machine
+
+
+SAVES = """
+import sys
+from qwen3_jax import export
+from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.cli.boundary import guarded
+from sharding import parse_mesh
+from sharding.distributed import start
+from sharding.processes import is_first
+
+address, process, checkpoint, out = sys.argv[1:]
+
+def action():
+    start(address, 2, int(process), 60)
+    model, params = from_pretrained(checkpoint, dtype="float32", mesh=parse_mesh("fsdp=4").build(), layout="stacked")
+    write = export.write_sharded
+
+    def breaks(stage, tensors, limit):
+        write(stage, tensors[: len(tensors) // 2], limit)  # some of it lies there when the disk is full
+        raise OSError(28, "No space left on device", str(stage))
+
+    if is_first():
+        export.write_sharded = breaks
+    save_pretrained(out, model, params)
+    return 0
+
+sys.exit(guarded(action))
+"""
+
+
+def test_a_write_that_fails_on_process_0_ends_all_and_leaves_nothing(alone: Alone, tmp_path: Path) -> None:
+    kept = tmp_path / "model"
+    kept.mkdir()
+    (kept / "config.json").write_text("{}", encoding="utf-8")  # what an earlier export left stays
+    words = ["-c", SAVES, f"127.0.0.1:{free_port()}"]
+    places = [str(alone.directory / "checkpoint"), str(kept)]
+    ended = launch([[*words, str(i), *places] for i in range(2)], 120, **QUICK)
+    for process in ended:
+        assert process.status == 2
+        assert "Traceback" not in process.err
+        assert "No space left on device" in process.err.splitlines()[-1]
+    assert "(on process 0)" in ended[1].err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in kept.iterdir()] == ["config.json"]
+    assert (kept / "config.json").read_text(encoding="utf-8") == "{}"

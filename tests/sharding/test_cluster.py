@@ -45,6 +45,17 @@ def test_a_single_process_stays_alone() -> None:
     assert start() is None
 
 
+def test_timeouts_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: dict[str, Any] = {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 0}
+    with pytest.raises(ValueError, match=r"the heartbeat timeout must be at least 1 seconds, got '0\.5'"):
+        start(**here, heartbeat=0.5)
+    with pytest.raises(ValueError, match="the start timeout must be a positive number of seconds, got '0'"):
+        start(**here, timeout=0)
+    monkeypatch.setenv("QWEN3_JAX_HEARTBEAT_TIMEOUT", "soon")
+    with pytest.raises(ValueError, match="the heartbeat timeout must be at least 1 seconds, got 'soon'"):
+        start(**here)
+
+
 def test_flags_and_variables() -> None:
     explicit = {"coordinator": "10.0.0.1:1234", "num_processes": 4, "process_id": 2}
     assert found({}, **explicit) == ("flags", "10.0.0.1:1234", 4, 2, None)
