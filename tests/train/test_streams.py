@@ -41,7 +41,7 @@ def test_every_example_is_packed_once() -> None:
     assert len(seen) == len(set(seen))
     for stream, place in made[-1][1].items():
         own = [index for index in seen if index % 4 == stream]
-        waiting = [index for index, _ in place["waiting"]]
+        waiting = [index for index, *_ in place["waiting"]]
         assert sorted(own + waiting) == list(range(stream, 4 * place["order"]["next_index"], 4))
 
 

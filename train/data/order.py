@@ -23,6 +23,12 @@ def _permutation(seed: tuple[int, ...], count: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=512)
+def _word(seed: tuple[int, ...]) -> int:
+    """32 bits of several integers."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epochs:
     """A Grain source without end: every member once in a random order, then every one again in another.
@@ -54,8 +60,7 @@ class Epochs:
         elif self.count <= _HELD:
             chosen = int(_permutation((*self.seed, epoch), self.count)[place])
         else:
-            seed = int(np.random.SeedSequence((*self.seed, epoch)).generate_state(1)[0])
-            chosen = int(index_shuffle(place, max_index=self.count - 1, seed=seed, rounds=4))
+            chosen = int(index_shuffle(place, max_index=self.count - 1, seed=_word((*self.seed, epoch)), rounds=4))
         return chosen if isinstance(self.members, int) else int(self.members[chosen])
 
 

@@ -10,6 +10,9 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
+from train.data.rows import best_fit, tighten
+
+_OLDEST = 4  # batches after which a piece is not made to wait for a better row
 _USELESS = 10_000  # documents in a row of which nothing is packed: more are taken for a mistake
 
 
@@ -103,38 +106,13 @@ def fill(rows: list[list[Example]], length: int) -> Batch:
     return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segment_ids=segment_ids, domains=domains)
 
 
-def best_fit(sizes: Sequence[int], first: int, rows: int, length: int) -> list[list[int]]:
-    """Which of the pool's pieces go into which row: those that waited before the others, longest first, each into the
-    fullest row that has room for it.
-
-    In:  sizes [3, 5, 2, 4], the first one waited, 2 rows of 7
-    Out: [[0, 3], [1, 2]]
-
-    Args:
-      sizes: tokens of each piece of the pool, in order of arrival; at most `length`.
-      first: so many of them waited.
-    """
-    packed: list[list[int]] = [[] for _ in range(rows)]
-    room = np.full(rows, length)
-    smallest = min(sizes, default=0)
-    order = sorted(range(len(sizes)), key=lambda i: (i >= first, -sizes[i]))
-    for place in order:
-        if sizes[place] > (most := int(room.max())):
-            continue
-        if most < smallest:
-            break
-        row = int(np.where(room >= sizes[place], room, length + 1).argmin())
-        packed[row].append(place)
-        room[row] -= sizes[place]
-    return packed
-
-
 class PackIterDataset(grain.IterDataset):
     """Packs the documents of a Grain dataset into batches.
 
-    Takes documents until the pool holds `lookahead` batches of tokens and packs them best-fit. What finds no room
-    waits for the next batch and is placed before anything newer, so none is lost and long ones are not rarer in
-    batches than in the data. A finite dataset ends with rows that are not full.
+    Takes documents until the pool holds `lookahead` batches of tokens and packs them best-fit, the oldest first. What
+    finds no room waits and is placed before anything newer: a few batches at most, so none is lost and long ones are
+    not rarer in batches than in the data. With a lookahead above 1, pieces that may still wait are swapped for ones
+    that fill their row better. A finite dataset ends with rows that are not full.
 
     An example longer than a row can not be packed, nor a document without examples: it is left out and counted in the
     state, with a warning.
@@ -161,13 +139,14 @@ class _PackIterator(grain.DatasetIterator):
     def __init__(self, parent: grain.DatasetIterator, config: PackIterDataset) -> None:
         super().__init__(parent)
         self._config = config
-        self._pool: list[tuple[int, int, Example]] = []  # what waits: document, piece, content
+        # What waits: document, piece, batches it has waited, content.
+        self._pool: list[tuple[int, int, int, Example]] = []
         self._tokens: list[int] = []
         self._dropped, self._useless, self._ended = 0, 0, False
 
     def __next__(self) -> Packed:
         config, pool = self._config, self._pool
-        waited, total = len(pool), sum(len(example.tokens) for _, _, example in pool)
+        total = sum(len(example.tokens) for *_, example in pool)
         while total < config.rows * config.length * config.lookahead and not self._ended:
             try:
                 index, pieces = next(self._parent)
@@ -179,7 +158,7 @@ class _PackIterator(grain.DatasetIterator):
                 if len(example.tokens) > config.length:
                     self._drop(index, f"{len(example.tokens)} tokens do not fit in data.length={config.length}")
                 elif len(example.tokens):
-                    pool.append((index, number, example))
+                    pool.append((index, number, 0, example))
                     total += len(example.tokens)
             if not pieces:
                 self._drop(index, "there is nothing to learn in it")
@@ -191,16 +170,24 @@ class _PackIterator(grain.DatasetIterator):
                 )
         if not pool:
             raise StopIteration
-        sizes = [len(example.tokens) for _, _, example in pool]
-        placed = best_fit(sizes, waited, config.rows, config.length)
-        batch = fill([[pool[place][2] for place in row] for row in placed], config.length)
+        sizes = [len(example.tokens) for *_, example in pool]
+        oldest = _OLDEST if config.lookahead > 1 else 1
+        ages = [min(age, oldest) for _, _, age, _ in pool]
+        placed = best_fit(sizes, ages, config.rows, config.length)
+        if config.lookahead > 1:
+            placed = tighten(placed, sizes, ages, config.length, oldest)
+        batch = fill([[pool[place][3] for place in row] for row in placed], config.length)
         taken = {place for row in placed for place in row}
         for place in taken:
-            combination = pool[place][2].combination
+            combination = pool[place][3].combination
             self._tokens += [0] * (combination + 1 - len(self._tokens))
             self._tokens[combination] += sizes[place]
         documents = tuple(pool[place][0] for row in placed for place in row)
-        self._pool = [item for place, item in enumerate(pool) if place not in taken]
+        self._pool = [
+            (index, number, age + 1, example)
+            for place, (index, number, age, example) in enumerate(pool)
+            if place not in taken
+        ]
         return Packed(batch, documents, config.documents.name)
 
     def _drop(self, index: int, why: str) -> None:
@@ -214,7 +201,7 @@ class _PackIterator(grain.DatasetIterator):
     def get_state(self) -> dict[str, Any]:
         return {
             "order": self._parent.get_state(),
-            "waiting": [[index, number] for index, number, _ in self._pool],
+            "waiting": [[index, number, age] for index, number, age, _ in self._pool],
             "tokens": list(self._tokens),
             "dropped": self._dropped,
         }
@@ -222,7 +209,7 @@ class _PackIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["order"])
         pieces = self._config.documents.pieces
-        self._pool = [(index, number, pieces(index)[number]) for index, number in state["waiting"]]
+        self._pool = [(index, number, age, pieces(index)[number]) for index, number, age in state["waiting"]]
         self._tokens, self._dropped, self._ended = list(state["tokens"]), state["dropped"], False
 
 

@@ -11,7 +11,7 @@ import pytest
 from qwen3_jax.model import Qwen3
 from tests.tiny import dense_config, random_params
 from train.data import Batch, Example, batches, fill
-from train.data.packing import best_fit
+from train.data.rows import best_fit, tighten
 from train.step import batch_loss
 
 
@@ -47,7 +47,7 @@ def documents_of(batch: Batch) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize(("lookahead", "full"), [(1.0, 0.95), (2.0, 0.98)])
+@pytest.mark.parametrize(("lookahead", "full"), [(1.0, 0.95), (2.0, 0.99)])
 def test_every_example_is_packed_once_and_rows_are_full(lookahead: float, full: float) -> None:
     stream = batches(Numbers(), rows=4, length=32, lookahead=lookahead)
     seen, share = [], []
@@ -59,11 +59,12 @@ def test_every_example_is_packed_once_and_rows_are_full(lookahead: float, full: 
         share.append((packed.batch.segment_ids > 0).mean())
     indices = [document[0] - 1 for document in seen]
     state = stream.get_state()
-    waiting = [index for index, _ in state["waiting"]]
+    waiting = [index for index, *_ in state["waiting"]]
     assert sorted([*indices, *waiting]) == list(range(state["order"]["next_index"]))
     assert all(document == Numbers().pieces(document[0] - 1)[0].tokens for document in seen)
     assert state["tokens"] == [sum(map(len, seen))]
     assert np.mean(share) > full
+    assert max(age for *_, age in state["waiting"]) <= 4
 
 
 def test_batches_go_on_exactly_from_a_state() -> None:
@@ -84,12 +85,14 @@ def test_an_example_longer_than_a_row_is_left_out_and_counted() -> None:
     state = stream.get_state()
     short = [index for index in range(state["order"]["next_index"]) if len(Numbers().pieces(index)[0].tokens) <= 4]
     assert state["dropped"] == state["order"]["next_index"] - len(short) > 10
-    waiting = [index for index, _ in state["waiting"]]
+    waiting = [index for index, *_ in state["waiting"]]
     assert sorted([document[0] - 1 for document in documents_of(batch)] + waiting) == short
 
 
-def test_best_fit_is_the_documented_example() -> None:
-    assert best_fit([3, 5, 2, 4], 1, 2, 7) == [[0, 3], [1, 2]]
+def test_best_fit_and_tighten_are_the_documented_examples() -> None:
+    assert best_fit([3, 5, 2, 4], [1, 0, 0, 0], 2, 7) == [[0, 3], [1, 2]]
+    assert tighten([[0, 2]], [4, 6, 3], [0, 0, 0], 9, 1) == [[1, 2]]
+    assert tighten([[0, 2]], [4, 6, 3], [1, 0, 0], 9, 1) == [[0, 2]]  # the oldest stay
 
 
 def random_documents(sizes: list[int], seed: int = 0) -> list[Example]:
