@@ -52,8 +52,6 @@ class TrainConfig:
         for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
-        if self.lora is not None and not self.init_from:
-            raise ValueError("lora needs a base, got no init_from: name a model, or remove lora")
         if self.data.rows % (self.data.streams * self.micro_batches):
             raise ValueError(
                 f"data.rows must be a multiple of data.streams={self.data.streams} times micro_batches="

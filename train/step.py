@@ -81,8 +81,10 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
     """The network to train, as it lies on the mesh.
 
     Raises:
-      ValueError: the mesh does not divide the model or the batch.
+      ValueError: the mesh does not divide the model or the batch, or adapters that can not be.
     """
+    if config.lora is not None and not config.init_from:
+        raise ValueError("lora needs a base, got no init_from: add init_from=MODEL, or remove lora")
     architecture = ModelConfig.from_hf(config.model)
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:

@@ -158,7 +158,7 @@ def test_the_base_is_noted_and_another_one_refused(tmp_path) -> None:
 
 def test_the_configuration_is_checked() -> None:
     with pytest.raises(ValueError, match="lora needs a base, got no init_from"):
-        settings(init_from="")
+        make_model(settings(init_from=""), None)
     with pytest.raises(ValueError, match=r"lora\.target_modules must be 'all-linear' or some of .* got query"):
         make_model(settings(lora={"target_modules": ["query"]}), None)
     with pytest.raises(ValueError, match=r"lora\.lora_dropout is not a key"):
