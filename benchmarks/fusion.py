@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import qwen3_jax
-from benchmarks.common import made_by, table
+from benchmarks.common import table
 from infer.config import GenerationConfig
 from train.pocket import prompts
 from train.pocket.evaluate import asker, obedience
@@ -57,7 +57,8 @@ def report(measures: dict[str, dict[str, Any]], args: argparse.Namespace) -> str
         [
             "# Thinking-mode fusion at small scale",
             "",
-            made_by("benchmarks.fusion"),
+            "    python -m benchmarks.fusion \\",
+            "        " + " ".join(f'"{model}"' for model in args.models),
             "",
             f"{args.conversations} conversations about held-out problems ({', '.join(args.families)}, up to "
             f"{args.max_steps} steps), half of them of",

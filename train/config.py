@@ -69,8 +69,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}: choose one")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}: correct the configuration")
-        if self.lora is not None and not self.init_from:
-            raise ValueError("lora needs a base, got no init_from: name a model, or remove lora")
         if self.data.rows % (self.data.streams * self.micro_batches):
             raise ValueError(
                 f"data.rows must be a multiple of data.streams={self.data.streams} times micro_batches="

@@ -67,7 +67,9 @@ def claim_base(run_dir: Path, init_from: str, directory: Path) -> None:
     path, digest = run_dir / BASE, base_digest(directory)
     if not path.exists():
         beside = path.with_name(f"{BASE}.tmp")
-        write_json(beside, {"init_from": init_from, "sha256": digest})
+        # What an adapter names as its base: a directory in Hugging Face form where init_from is a run, else a hub's id.
+        base = str(directory) if Path(init_from).expanduser().exists() else init_from
+        write_json(beside, {"init_from": init_from, "base": base, "sha256": digest})
         beside.replace(path)
         return
     noted = json.loads(path.read_text(encoding="utf-8"))
@@ -76,3 +78,9 @@ def claim_base(run_dir: Path, init_from: str, directory: Path) -> None:
             f"init_from must be the model that the adapters of {run_dir} were begun on ({noted['init_from']}, "
             f"{noted['sha256'][:12]}), got {digest[:12]} in {directory}: restore it, or choose another run_dir"
         )
+
+
+def noted_base(run_dir: Path) -> str:
+    """What the adapters of a run name as their base: `save_adapters`' `base`."""
+    base: str = json.loads((run_dir / BASE).read_text(encoding="utf-8"))["base"]
+    return base

@@ -84,8 +84,11 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
     """The network to train, as it lies on the mesh.
 
     Raises:
-      ValueError: the mesh does not divide the model or the batch, or a setting has no effect on a dense model.
+      ValueError: the mesh does not divide the model or the batch, adapters that can not be, or a setting has no
+        effect on a dense model.
     """
+    if config.lora is not None and not config.init_from:
+        raise ValueError("lora needs a base, got no init_from: add init_from=MODEL, or remove lora")
     architecture = ModelConfig.from_hf(config.model)
     if config.loss.balance_coefficient is not None and not any(sparse for sparse, _ in architecture.segments):
         raise ValueError(

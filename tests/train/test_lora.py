@@ -14,7 +14,7 @@ from tests.tiny import dense_config, moe_config, random_params
 from tests.train.test_sharded import packed_batch, relative
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, parse
-from train.lora import base_digest, claim_base, joined
+from train.lora import base_digest, claim_base, joined, noted_base
 from train.step import batch_loss, init_state, make_model, make_step, put_batch, state_shardings
 
 ARCHITECTURES = {"dense": dense_config(), "moe": moe_config()}
@@ -148,6 +148,7 @@ def test_a_checkpoint_holds_the_adapters_and_not_the_base(tmp_path) -> None:
 def test_the_base_is_noted_and_another_one_refused(tmp_path) -> None:
     base = write_checkpoint(tmp_path / "base", dense_config())
     claim_base(tmp_path, "base", base)
+    assert noted_base(tmp_path) == "base"  # no directory here: as good as a hub's id
     claim_base(tmp_path, "elsewhere", base)  # moved, but the same
     other = write_checkpoint(tmp_path / "other", dense_config(), np.float16)
     assert base_digest(other) != base_digest(base)
@@ -158,7 +159,7 @@ def test_the_base_is_noted_and_another_one_refused(tmp_path) -> None:
 
 def test_the_configuration_is_checked() -> None:
     with pytest.raises(ValueError, match="lora needs a base, got no init_from"):
-        settings(init_from="")
+        make_model(settings(init_from=""), None)
     with pytest.raises(ValueError, match=r"lora\.target_modules must be 'all-linear' or some of .* got query"):
         make_model(settings(lora={"target_modules": ["query"]}), None)
     with pytest.raises(ValueError, match=r"lora\.lora_dropout is not a key"):
