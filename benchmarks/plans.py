@@ -275,13 +275,13 @@ def write() -> None:
             "",
             "![bytes per chip against chips](plans-weak-scaling.png)",
             "",
-            f"Qwen3-8B, one sequence of 4,096 tokens a chip, at {', '.join(str(p['chips']) for p in weak)} chips, a slice",
-            "written as two axes. The worst disagreement of the analytic model with the compiled bytes is",
+            f"Qwen3-8B, one sequence of 4,096 tokens a chip, at {', '.join(str(p['chips']) for p in weak)} chips,",
+            "slices written as two axes. The worst disagreement of the analytic model with the compiled bytes is",
             f"**{disagreement(worst):+.1%}, at {worst['chips']} chips**.",
             "",
             *(
-                f"With `{mesh_text(plan['mesh'])}`, one axis over the whole slice of {plan['chips']} chips, the compiler "
-                f"makes all-reduces of gathers and scatters: {disagreement(plan):+.1%}."
+                f"With `{mesh_text(plan['mesh'])}`, one axis over the whole slice of {plan['chips']} chips, the "
+                f"compiler makes all-reduces of gathers and scatters: {disagreement(plan):+.1%}."
                 for plan in whole
             ),
             "",
