@@ -1,6 +1,7 @@
 """Mixtures: shares and epochs that are exact over all streams, a place to go on from, and a report that adds up."""
 
 import collections
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable
@@ -12,8 +13,10 @@ import pytest
 
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
+from train.config import TrainConfig
 from train.data import Data, make_data
 from train.data.order import Cell, Epochs, MixtureIterDataset
+from train.settings import DataConfig, SourceConfig
 
 WEIGHTS = {"de": 2.0, "en": 5.0, "zh": 3.0}
 MIXTURE = {
@@ -222,3 +225,31 @@ def test_held_out_examples_are_never_trained_on(corpus: Path, tmp_path: Path) ->
     assert len(data.held_out([0], batches=2)) == 2
     with pytest.raises(ValueError, match=r"set evaluation\.sources or data\.held_out"):
         make(corpus).held_out([0])
+
+
+def test_evaluation_has_files_of_its_own_and_one_numbering_of_domains(corpus: Path, tmp_path: Path) -> None:
+    """Domains that only the evaluation has get numbers too; with two streams each document comes once all the same."""
+    rows = [{"text": f"only here {i}", "domain": "news"} for i in range(9)] + [{"text": "no domain"}]
+    path = write_jsonl(tmp_path / "news.jsonl", rows)
+    settings = config(corpus, corpus / "*.jsonl", mixture=MIXTURE, streams=2)
+    evaluation = dataclasses.replace(settings.evaluation, sources=(SourceConfig(path=str(path)),), rows=2, batches=5)
+    data = make_data(dataclasses.replace(settings, evaluation=evaluation), pocket_tokenizer())
+    assert data.domain_names == ("book", "news", "unlabelled", "web")
+    shares = data.held_out([0, 1])
+    assert sorted(name for share in shares for name in share.examples) == sorted(f"{path}:{i}" for i in range(10))
+    batches = [share.place(None) for share in shares]
+    assert {int(n) for batch in batches for n in np.unique(batch.domains[batch.segment_ids > 0])} == {1, 2}
+    assert all(batch.tokens.shape == (2, 128) for batch in batches)
+    share, _ = next(data.batches([0, 1]))
+    batch = share.place(None)
+    assert set(np.unique(batch.domains[batch.segment_ids > 0]).tolist()) == {0, 3}
+
+
+def test_the_pocket_models_held_out_problems_are_evaluated_without_files() -> None:
+    data = make_data(TrainConfig(data=DataConfig(rows=2, length=256, threads=0)), pocket_tokenizer())
+    assert data.domain_names == ("arithmetic", "cups", "small_talk")
+    held_out, again = data.held_out([0], batches=2), data.held_out([0], batches=2)
+    for ours, theirs in zip(held_out, again, strict=True):
+        np.testing.assert_array_equal(ours.parts[0].tokens, theirs.parts[0].tokens)
+    trained = next(data.batches([0]))[0].parts[0]
+    assert not np.array_equal(trained.tokens, held_out[0].parts[0].tokens)
