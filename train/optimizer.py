@@ -113,7 +113,7 @@ def _momentum_orthogonalised(beta: float) -> optax.GradientTransformation:
 
         gradients, tree = jax.tree.flatten(updates)
         pairs = [leaf(*both) for both in zip(gradients, jax.tree.leaves(state.mu), strict=True)]
-        directions, momenta = (tree.unflatten(leaves) for leaves in zip(*pairs, strict=True))
+        directions, momenta = (jax.tree.unflatten(tree, leaves) for leaves in zip(*pairs, strict=True))
         return directions, state._replace(count=optax.safe_increment(state.count), mu=momenta)
 
     return optax.GradientTransformation(muon.init, update)
