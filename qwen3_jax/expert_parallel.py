@@ -94,13 +94,13 @@ def expert_parallel(
     hidden = layout.inner if x.shape[-1] % _size(layout.inner) == 0 else ()
     local = partial(_local, config=config, layout=layout, form=form, implementation=implementation, hidden=hidden)
     of_rows = None if counted is None else PartitionSpec(layout.x[0])
-    mixed, *report = jax.shard_map(
+    mixed, logits, load, rows = jax.shard_map(
         local,
         in_specs=(layout.x, None if counted is None else PartitionSpec(*layout.x[:2]), PartitionSpec(), *matrices),
         out_specs=(PartitionSpec(*layout.x[:2], hidden or None), layout.x, PartitionSpec(), of_rows),
         check_vma=False,
     )(x, counted, params["router"], *(params[f"experts_{name}_proj"] for name in ("gate", "up", "down")))
-    return mixed, RouterReport(*report)
+    return mixed, RouterReport(logits, load, rows)
 
 
 def choose_form(layout: Layout, config: ModelConfig) -> Form:
