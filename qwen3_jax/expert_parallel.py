@@ -28,7 +28,7 @@ from qwen3_jax.execution import choose_execution
 from qwen3_jax.expert_dispatch import Dispatch, dispatch
 from qwen3_jax.grouped_matmul import Implementation, grouped_swiglu
 from qwen3_jax.params import Params
-from qwen3_jax.router import RouterReport, Routing, expert_counts, route, row_sums
+from qwen3_jax.router import RouterReport, Routing, RowSums, expert_counts, route, row_sums
 from qwen3_jax.sorting import permute, sort_assignments
 from sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
 
@@ -93,15 +93,14 @@ def expert_parallel(
     matrices = tuple(logical_to_spec(axes, rules) for axes in (up, up, down))
     hidden = layout.inner if x.shape[-1] % _size(layout.inner) == 0 else ()
     local = partial(_local, config=config, layout=layout, form=form, implementation=implementation, hidden=hidden)
-    return jax.shard_map(
+    of_rows = None if counted is None else PartitionSpec(layout.x[0])
+    mixed, logits, load, rows = jax.shard_map(
         local,
         in_specs=(layout.x, None if counted is None else PartitionSpec(*layout.x[:2]), PartitionSpec(), *matrices),
-        out_specs=(
-            PartitionSpec(*layout.x[:2], hidden or None),
-            RouterReport._make((layout.x, PartitionSpec(), None if counted is None else PartitionSpec(layout.x[0]))),
-        ),
+        out_specs=(PartitionSpec(*layout.x[:2], hidden or None), layout.x, PartitionSpec(), of_rows),
         check_vma=False,
     )(x, counted, params["router"], *(params[f"experts_{name}_proj"] for name in ("gate", "up", "down")))
+    return mixed, RouterReport(logits, load, rows)
 
 
 def choose_form(layout: Layout, config: ModelConfig) -> Form:
@@ -172,7 +171,7 @@ def _local(
     form: Form,
     implementation: Implementation,
     hidden: tuple[str, ...],
-) -> tuple[Array, RouterReport]:
+) -> tuple[Array, Array, Array, RowSums | None]:
     """What one device does; `hidden` are the mesh axes that the model's dimension of the result is split over."""
     tokens = x.reshape(-1, x.shape[-1])
     run = _dispatched if form == "dispatch" else _gathered
@@ -185,8 +184,8 @@ def _local(
     if counted is not None:
         rows, axes = row_sums(routing, counted), layout.x[1]
         rows = jax.tree.map(lambda part: jax.lax.psum(part, axes), rows) if axes else rows
-    report = RouterReport(routing.logits.reshape(*x.shape[:2], -1), load, rows)
-    return mixed.astype(x.dtype).reshape(*x.shape[:2], -1), report
+    logits = routing.logits.reshape(*x.shape[:2], -1)
+    return mixed.astype(x.dtype).reshape(*x.shape[:2], -1), logits, load, rows
 
 
 def _dispatched(

@@ -25,7 +25,7 @@ from qwen3_jax.masks import cache_mask, causal_mask, document_ids, positions_fro
 from qwen3_jax.moe import RouterReport, moe
 from qwen3_jax.params import Layout, Params, ParamSpec, global_specs, layer_specs
 from qwen3_jax.placement import ONE_DEVICE, Placement
-from qwen3_jax.remat import Remat, keep, rematerialise
+from qwen3_jax.remat import keep, rematerialise
 from qwen3_jax.rope import rope_cos_sin
 from qwen3_jax.router import RowSums
 
@@ -179,7 +179,7 @@ class Qwen3(nn.Module):
     layout: Layout = "stacked"
     moe_backend: str = "auto"
     attention_backend: str = "auto"
-    remat: Remat = "none"
+    remat: str = "none"
     param_dtype: Any = jnp.float32
     dtype: Any = None
     placement: Placement = ONE_DEVICE

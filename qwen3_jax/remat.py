@@ -25,7 +25,7 @@ def keep(name: Literal["attention"], x: Array) -> Array:
     return kept
 
 
-def rematerialise(layer: Any, remat: Remat, prevent_cse: bool) -> Any:
+def rematerialise(layer: Any, remat: str, prevent_cse: bool) -> Any:
     """The module class whose backward pass computes again what `remat` does not keep.
 
     Args:

@@ -85,7 +85,7 @@ def cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _losses(hidden: Array, head: Array, targets: Array, weights: Array, how: _How) -> tuple[Array, Array, Array]:
-    objective, losses, log_z = _everywhere(hidden, head, targets, weights, how, gradients=False)[:3]
+    objective, losses, log_z = _everywhere(hidden, head, targets, weights, how, gradients=False)
     return objective, losses, log_z
 
 
@@ -103,10 +103,8 @@ def _forward(
 def _backward(
     _: _How, residuals: tuple[Array, Array], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, None, None]:
-    d_hidden, d_head = residuals
-    scale = cotangents[0]
-    scaled = [(x.astype(jnp.float32) * scale).astype(x.dtype) for x in (d_hidden, d_head)]
-    return scaled[0], scaled[1], None, None
+    d_hidden, d_head = ((x.astype(jnp.float32) * cotangents[0]).astype(x.dtype) for x in residuals)
+    return d_hidden, d_head, None, None
 
 
 _losses.defvjp(_forward, _backward)
