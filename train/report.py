@@ -79,11 +79,11 @@ class Reporter:
         """
         self.flush()
         values = {field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)}
-        self._pending = (step, (values, work), share)
+        self._pending = (step, _on_its_way((values, work)), share)
 
     def attach(self, evaluated: Mapping[str, Any]) -> None:
         """Adds what an evaluation after the step pushed last gave (still being computed)."""
-        self._evaluated = evaluated
+        self._evaluated = _on_its_way(evaluated)
 
     def flush(self) -> None:
         """Reports the step held back.
@@ -95,7 +95,7 @@ class Reporter:
             return
         step, waited, share = self._pending
         self._pending = None
-        (metrics, (tokens, pairs)), evaluated = jax.device_get((waited, self._evaluated))
+        (metrics, (tokens, pairs)), evaluated = jax.tree.map(np.asarray, (waited, self._evaluated))
         self._evaluated = None
         self._check(step, metrics, share)
         now = time.perf_counter()
@@ -146,6 +146,14 @@ class Reporter:
         path.write_text(json.dumps({"step": step, "examples": names}), encoding="utf-8")
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f"data {', '.join(names[:3])}{more}, listed in {path}"
+
+
+def _on_its_way(tree: Any) -> Any:
+    """Starts the copies to the host, which are then there when they are read; on CPU there is nothing to copy."""
+    if jax.default_backend() != "cpu":
+        for leaf in jax.tree.leaves(tree):
+            leaf.copy_to_host_async()
+    return tree
 
 
 def _devices(config: TrainConfig) -> int:
