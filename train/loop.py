@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from train.evaluation import Evaluation
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.report import Reporter, count_work
+from train.run_dir import replace_text
 from train.sinks import Sink, keep_lines_until, make_sinks
 from train.step import TrainState, init_state, make_model, make_step, state_shardings
 from train.stop import Stop
@@ -138,7 +140,17 @@ def _steps(
             if stopping:
                 break
         reporter.flush()
+        if config.data.sources and first <= config.steps:
+            _report_data(run, gather_places(places_after, config.data.streams))
     return state
+
+
+def _report_data(run: _Run, places: Sequence[Any]) -> None:
+    """What was read since the run began, by label and against the target: printed, and in run_dir/data.json."""
+    if is_first():
+        report = run.data.report(places)
+        print(report, flush=True)
+        replace_text(Path(run.config.run_dir) / "data.json", json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ environment.json   every start: when, by which command, with which packages, fro
 tokenizer/         the run's tokenizer
 metrics.jsonl      one object a step
 checkpoints/N      the state after step N
+data.json          tokens read by label, against the target, at the end (of data from files)
 model/             the finished model in Hugging Face form
 """
 
@@ -103,7 +104,7 @@ def claim(run_dir: Path, config: TrainConfig) -> None:
             )
     else:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _replace(path, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True))
+        replace_text(path, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True))
     note_start(run_dir / "environment.json", config)
 
 
@@ -121,7 +122,7 @@ def note_start(path: Path, config: TrainConfig) -> None:
         "processes": jax.process_count(),
         "config": {key: value for key, value in to_dict(config).items() if key in FREE},
     }
-    _replace(path, json.dumps([*starts, start], indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps([*starts, start], indent=1, ensure_ascii=False) + "\n")
 
 
 def packages() -> dict[str, str]:
@@ -144,7 +145,7 @@ def git_commit(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Writes beside and renames."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8")
