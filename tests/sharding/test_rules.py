@@ -53,6 +53,7 @@ def test_every_axis_that_is_used_has_a_rule_and_every_rule_is_used(monkeypatch):
 
     from qwen3_jax import placement as placements
     from qwen3_jax.cache import init_cache
+    from qwen3_jax.lora import ATTENTION, MLP, Lora, adapter_tree
     from qwen3_jax.model import Qwen3
     from tests.tiny import moe_config, random_params
 
@@ -62,6 +63,8 @@ def test_every_axis_that_is_used_has_a_rule_and_every_rule_is_used(monkeypatch):
         for spec in leaves(spec_tree(load_model_config(name), "stacked"))
         for axis in spec.axes
     }
+    adapted = adapter_tree(load_model_config("qwen3-0.6b"), Lora(target_modules=ATTENTION + MLP), "stacked")
+    asked.update(axis for spec in leaves(adapted) for axis in spec.axes)
     monkeypatch.setattr(placements, "constrain", lambda x, axes, _: asked.update(axes) or x)
     config = moe_config(mlp_only_layers=(0,), tie_word_embeddings=False)
     model, params = Qwen3(config), random_params(config)
