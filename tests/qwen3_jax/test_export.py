@@ -11,7 +11,7 @@ from qwen3_jax import export
 from qwen3_jax.checkpoint import from_pretrained
 from qwen3_jax.export import parse_size, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.params import restack
+from qwen3_jax.params import restack, spec_tree
 from qwen3_jax.safetensors_io import INDEX, read_header
 from qwen3_jax.tensor_map import expected_shapes
 from qwen3_jax.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def test_parameters_on_a_mesh_are_saved_whole(layout, tmp_path):
 def test_nothing_is_copied_on_one_cpu_device(layout, tmp_path):
     model, params = loaded(tmp_path / "a", MIXED, layout)
     embedding = np.asarray(params["embed_tokens"])
-    tensors = {tensor.name: tensor for tensor in export._pending(model.config, params)}
+    tensors = {tensor.name: tensor for tensor in export.pending_tensors(model.config, params, spec_tree)}
     (block,) = tensors["model.embed_tokens.weight"].blocks()
     assert np.shares_memory(block, embedding)
     gate = np.asarray(params["segments_0" if layout == "stacked" else "layers_0"]["experts_gate_proj"])
