@@ -14,8 +14,8 @@ from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding import MeshConfig
 from sharding.processes import first_does
 from train.checkpoints import committed
-from train.config import TrainConfig
 from train.loop import abstract_state, make_training_mesh
+from train.lora import noted_base
 from train.run_dir import stored_config
 from train.step import make_model
 from train.tokenizer import GENERATION
@@ -28,9 +28,9 @@ def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -
     save_pretrained(directory, model.clone(generation=generation), params, tok)
 
 
-def export_adapters(run_dir: Path, directory: Path, model: Qwen3, adapters: Params, config: TrainConfig) -> Path:
+def export_adapters(run_dir: Path, directory: Path, model: Qwen3, adapters: Params) -> Path:
     """Writes adapters of a run in PEFT's form, and the run's tokenizer; many processes call it together."""
-    save_adapters(directory, model, adapters, config.init_from)
+    save_adapters(directory, model, adapters, noted_base(run_dir))
     first_does(lambda: load_tokenizer(run_dir / "tokenizer").save(directory))
     return directory
 
@@ -69,7 +69,7 @@ def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: M
     if model.lora is None:
         export_model(run_dir, directory, model, params)
     else:
-        export_adapters(run_dir, directory, model, params, config)
+        export_adapters(run_dir, directory, model, params)
     return found
 
 

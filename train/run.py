@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> Path | None:
         if int(state.step) < config.steps:
             return None
         if model.lora is not None:
-            return export_adapters(run_dir, run_dir / "adapter", model, state.averaged, config)
+            return export_adapters(run_dir, run_dir / "adapter", model, state.averaged)
         if not config.ablation.qk_norm:
             warnings.warn("the model without QK-Norm is not exported: Hugging Face has no form for it", stacklevel=2)
             return run_dir
