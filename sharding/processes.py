@@ -43,7 +43,7 @@ def first_does(action: Callable[[], Any]) -> Any:
     """Runs `action` on process 0 and gives its result (plain JSON values) to all, when it is done.
 
     Raises:
-      ValueError, FileNotFoundError: what it raised on process 0, on every process.
+      ValueError, OSError: what it raised on process 0, on every process.
     """
     if jax.process_count() == 1:
         return action()
@@ -53,11 +53,14 @@ def first_does(action: Callable[[], Any]) -> Any:
             result = action()
         except Exception as failure:
             error = failure
-    outcome = gather({"result": result, "error": None if error is None else [type(error).__name__, str(error)]})[0]
+    told = None if error is None else [type(error).__name__, str(error), getattr(error, "errno", None)]
+    outcome = gather({"result": result, "error": told})[0]
     if error is not None:
         raise error
     if outcome["error"] is not None:
-        kind, text = outcome["error"]
+        kind, text, number = outcome["error"]
+        if number is not None:  # by which a full disk is known
+            raise OSError(number, f"{text} (on process 0)")
         known = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, OSError, FloatingPointError)}
         raise known.get(kind, RuntimeError)(f"{text} (on process 0)")
     return outcome["result"]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qwen3_jax.cli.options import read_mesh
-from qwen3_jax.cli.train import _config_file
+from qwen3_jax.cli.train import config_file
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.placement import place
@@ -31,6 +31,9 @@ DEVICES = {  # what the launch file asks for; and the hosts
 }
 
 
+COMMANDS = "generate chat train plan inspect convert tokenize export corpus annotate mixture ablate".split()
+
+
 def commands(path: Path) -> list[list[str]]:
     """The words after `qwen3-jax` of each of this project's commands in a file, shell variables at their defaults."""
     text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
@@ -43,7 +46,7 @@ def commands(path: Path) -> list[list[str]]:
         re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("$CONFIG", "configs/train/pocket.yaml").replace("\\$", "$")
     )
     found = []
-    for match in re.finditer(r"(?:^|[\s'\"/])qwen3-jax ((?:generate|chat|train|plan|inspect|convert) [^\n]*)", text):
+    for match in re.finditer(rf"(?:^|[\s'\"/])qwen3-jax ((?:{'|'.join(COMMANDS)}) [^\n]*)", text):
         words = shlex.shlex(match[1].split("'")[0], posix=True, punctuation_chars=True)
         words.whitespace_split = True
         line: list[str] = []
@@ -69,7 +72,7 @@ def abstract(sizes: dict[str, int]) -> jax.sharding.AbstractMesh:
 
 def check_training(args, devices: int, hosts: int) -> None:
     """The configuration, with what replaces its values, lies on so many devices."""
-    config = load_config(_config_file(args.config), args.overrides)
+    config = load_config(config_file(args.config), args.overrides)
     mesh = config.mesh if args.mesh is None else read_mesh(args.mesh)
     sizes = mesh.resolve(devices)
     placement = place(ModelConfig.from_hf(config.model), abstract(sizes), mesh.table)
@@ -88,7 +91,7 @@ def test_a_mesh_file_lays_its_model_on_its_devices(path):
     sizes = mesh.resolve(devices)
     args = accepted(shlex.split(text.splitlines()[0].removeprefix("# qwen3-jax ")))
     assert read_mesh(args.mesh) == mesh
-    if hasattr(args, "config"):
+    if getattr(args, "config", None):
         check_training(args, devices, 1)
     else:
         model = load_model_config(args.model.rpartition("/")[2].lower())

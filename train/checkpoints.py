@@ -46,6 +46,9 @@ class Checkpoints:
         except Exception:
             if kind is None:  # else what went wrong first is what counts
                 raise
+        finally:
+            if kind is not None and jax.process_count() == 1:
+                self._clean()  # nothing is being written any more: what is unfinished stays so
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint."""

@@ -164,6 +164,8 @@ def step_numbers(metrics: Mapping[str, Any], domains: Sequence[str], expert_devi
     """A step's `Metrics`, field by field and on the host already, as plain numbers; what is not finite is None."""
     names = ("loss", "grad_norm", "learning_rate", "balance_loss", "z_loss")
     out: dict[str, Any] = {name: number(metrics[name]) for name in names if name in metrics}
+    if not metrics["expert_load"]:
+        out.pop("balance_loss", None)  # of experts, which there are none of
     if "domain_loss" in metrics:
         out |= by_domain("domain_loss", metrics["domain_loss"], metrics["domain_tokens"], domains)
     return out | balance(metrics["expert_load"], expert_devices)

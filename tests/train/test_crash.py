@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 24,
     "model": {**MODEL, "num_hidden_layers": 1},
     "tokenizer": {"vocab_size": 760, "corpus_size": 800},
-    "data": {"rows": 2, "length": 256, "threads": 0},  # nothing is read far ahead: what happens at an example is soon
+    "data": {"rows": 2, "length": 256, "threads": 0, "lookahead": 1.0},  # nothing is read far ahead of its step
     "optimizer": {"warmup_steps": 3},
     "evaluation": {"every": 6, "batches": 1},
     "checkpoint_every": 4,

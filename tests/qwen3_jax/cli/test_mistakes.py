@@ -20,7 +20,7 @@ def refused(ran, *words: str) -> None:
 # --- the command itself ----------------------------------------------------------------------------------------------
 
 COMMANDS = [
-    ([], "generate, chat, inspect, convert, train"),
+    ([], "generate, chat, inspect, convert, tokenize, train"),
     (["generat"], "did you mean generate?"),
     (["--prompt", "x"], "a command must be one of"),
     (["generate", "--promt", "x"], "did you mean --prompt?"),

@@ -24,8 +24,8 @@ from tests.train.pocket_fixtures import pocket_tokenizer
 from train.data import make_data, sample_texts
 from train.data.examples import Document, cut
 from train.data.tokenize import tokenize
-from train.run import make_tokenizer
 from train.settings import SourceConfig, TokenizerConfig
+from train.tokenizer import make_tokenizer
 
 CHAT = [
     {
