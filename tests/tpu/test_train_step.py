@@ -78,7 +78,8 @@ def test_no_one_hot_over_experts_and_hidden(program):
 
 
 def test_logits_exist_for_a_chunk_of_tokens_only(program):
-    logits = [dims for dtype, dims in arrays(program) if dtype == "f32" and CONFIG.vocab_size in dims]
+    of_head = (CONFIG.vocab_size, HIDDEN)  # its gradient, summed over chunks in float32
+    logits = [d for dtype, d in arrays(program) if dtype == "f32" and CONFIG.vocab_size in d and d != of_head]
     assert logits
     assert max(math.prod(dims) // CONFIG.vocab_size for dims in logits) <= LOSS_CHUNK
 
@@ -107,7 +108,7 @@ def test_memory_is_that_of_the_design(compiled):
     assert held["parameters"] == pytest.approx(expected.parameters, rel=0.1)
     # 6.1 GiB where the whole gradient of the head (1.16) waits until the layers have run backward, and the exchanged
     # rows (two times 0.25) are kept in two layouts at once.
-    assert outcome.peak_bytes < 5 * 2**30
+    assert outcome.peak_bytes < 5.5 * 2**30  # 2.3 of it the float32 gradient of the head, which is summed over chunks
 
 
 def test_bytes_are_those_of_the_analytic_model(sent):
