@@ -20,10 +20,10 @@ def read_overlays(path: str | Path) -> dict[str, Any]:
     return _read(Path(path), ())
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in one YAML file, `base` and all; raises as `read_overlays`."""
+def read_mapping(path: Path, folder: str = "train") -> dict[str, Any]:
+    """The mapping in one YAML file of the kind in configs/`folder`, `base` and all; raises as `read_overlays`."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist: no such training configuration, see configs/train")
+        raise FileNotFoundError(f"{path} must exist: no such configuration, see configs/{folder}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli.common import print_json
     from train.config import parse
     from train.mixture.corpus import CorpusConfig, write_corpus
-    from train.mixture.settings import nested
+    from train.overlays import apply, parse_overrides
 
-    config = parse(CorpusConfig, nested(args.overrides))
+    config = parse(CorpusConfig, apply({}, parse_overrides(args.overrides)))
     made = {name: str(path) for name, path in write_corpus(config, args.directory).items()}
     if args.json:
         print_json(made)

@@ -126,7 +126,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
       ValueError: an unknown key in the file, in an override or in a cell, a claim about no cell, two equal cells.
     """
     path = Path(path)
-    values = read_mapping(path)
+    values = read_mapping(path, "ablation")
     changes = parse_overrides(overrides)
     if "seeds" in changes:
         values["seeds"] = changes.pop("seeds")

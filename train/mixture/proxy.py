@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,11 +43,8 @@ def with_mixture(config: TrainConfig, by: Sequence[str], shares: Mapping[Combina
     return changed(config, {"data": {"mixture": {"by": list(by), "weights": as_weights(by, shares)}}})
 
 
-def train_and_measure(config: TrainConfig, held_out: Sequence[HeldOutSet], tokenizer: Path) -> dict[str, float]:
+def train_and_measure(config: TrainConfig, held_out: Sequence[HeldOutSet]) -> dict[str, float]:
     """Trains in `config.run_dir` and takes the loss of each held-out set; reads it where it was taken before.
-
-    Args:
-      tokenizer: the directory of the one that the run is to use, whatever its seed.
 
     Returns:
       name of the set -> nats a token.
@@ -63,7 +59,6 @@ def train_and_measure(config: TrainConfig, held_out: Sequence[HeldOutSet], token
         if found["identity"] == identity:
             losses: dict[str, float] = found["losses"]
             return losses
-    _give(tokenizer, Path(config.run_dir) / "tokenizer")
     directory = run(config)
     if directory is None:
         raise SystemExit(143)
@@ -72,6 +67,7 @@ def train_and_measure(config: TrainConfig, held_out: Sequence[HeldOutSet], token
         each.name: held_out_loss(model, params, each.examples, config.data.rows, config.data.length)
         for each in held_out
     }
+    result.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(result) as file:
         json.dump({"identity": identity, "losses": losses}, file)
     return losses
@@ -115,15 +111,6 @@ def _batches(examples: Sequence[Example], rows: int, length: int) -> Iterator[Ba
     packed += [[] for _ in range(-len(packed) % rows)]
     for first in range(0, len(packed), rows):
         yield jax.tree.map(jnp.asarray, fill(packed[first : first + rows], length))
-
-
-def _give(tokenizer: Path, own: Path) -> None:
-    """Puts a tokenizer where a run looks for its own."""
-    if not own.exists():
-        beside = own.with_name(f"{own.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(tokenizer, beside)
-        beside.rename(own)
 
 
 def _identity(config: TrainConfig, held_out: Sequence[HeldOutSet]) -> str:

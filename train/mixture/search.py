@@ -17,8 +17,9 @@ from train.mixture.fit import MAX_P, MIN_R2, Fit, fit
 from train.mixture.labels import Combination, as_weights, shares_of
 from train.mixture.optimum import best_mixture, draw_mixtures, within
 from train.mixture.proxy import HeldOutSet, train_and_measure, with_mixture
-from train.mixture.settings import MixtureSearch, changed, merged
+from train.mixture.settings import MixtureSearch, changed
 from train.mixture.sources import held_out_sets, natural_tokens
+from train.overlays import merge
 from train.tokenizer import make_tokenizer
 
 Verdict = Literal["no fit", "no gain predicted", "predicted", "confirmed", "not confirmed", "worse"]
@@ -104,7 +105,7 @@ def search(config: MixtureSearch, say: Callable[[str], None] = print) -> Found:
         mixture = dict(zip(counts, row, strict=True))
         changes = {"run_dir": str(run_dir / "proxies" / f"{number:03d}"), "seed": config.seed + number}
         one = changed(with_mixture(proxy, config.by, mixture), changes)
-        losses.append(list(train_and_measure(one, held_out, run_dir / "tokenizer").values()))
+        losses.append(list(train_and_measure(one, held_out).values()))
         say(f"proxy {number + 1} of {len(shares)}: loss {_objective(losses[-1], held_out):.4f}")
     found = conclude(config, counts, shares, np.array(losses), {each.name: each.weight for each in held_out})
     if found.best is not None and config.verify_seeds:
@@ -203,7 +204,7 @@ def _checked(
             directory = Path(config.run_dir) / "check" / f"{name}-{number}"
             changes = {"run_dir": str(directory), "seed": config.train.seed + number}
             one = changed(with_mixture(base, config.by, mixture), changes)
-            runs[name].append(train_and_measure(one, held_out, Path(config.run_dir) / "tokenizer"))
+            runs[name].append(train_and_measure(one, held_out))
             loss = _objective(list(runs[name][-1].values()), held_out)
             say(f"check {number + 1} of {config.verify_seeds}, {name}: loss {loss:.4f}")
     objectives = {name: [_objective(list(losses.values()), held_out) for losses in each] for name, each in runs.items()}
@@ -226,7 +227,7 @@ def _write_configs(run_dir: Path, config: MixtureSearch, found: Found) -> None:
     weights = as_weights(found.by, dict(zip(found.combinations, found.best, strict=True)))
     overlay = {"data": {"mixture": {"by": list(found.by), "weights": weights}}}
     known = {"tokenizer": {"path": str(run_dir / "tokenizer")}}
-    whole = to_dict(changed(config.train, merged(overlay, known))) | {"run_dir": ""}
+    whole = to_dict(changed(config.train, merge(overlay, known))) | {"run_dir": ""}
     for name, values in (("overlay", overlay), ("train", whole)):
         with written_beside(run_dir / f"{name}.yaml") as file:
             file.write(f"# qwen3-jax train {run_dir / 'train.yaml'} run_dir=DIR\n#\n# {verdict_line(found)}\n")

@@ -1,14 +1,12 @@
 """What a search for a mixture is asked for."""
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from train.config import TrainConfig, parse, to_dict
+from train.overlays import apply, merge, parse_overrides, read_mapping
 from train.settings import WeightConfig
 
 
@@ -57,49 +55,13 @@ class MixtureSearch:
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> MixtureSearch:
     """Reads a YAML file and applies `dotted.key=value` overrides; raises as `train.load_config`."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist: no such mixture configuration, see configs/mixture")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}: correct the file") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(values).__name__}: correct the file")
-    made = parse(MixtureSearch, merged(values, nested(overrides)))
+    made = parse(MixtureSearch, apply(read_mapping(Path(path), "mixture"), parse_overrides(overrides)))
     assert isinstance(made, MixtureSearch)
     return made
 
 
-def nested(overrides: Sequence[str]) -> dict[str, Any]:
-    """In: ["train.steps=3", "seed=1"]      Out: {"train": {"steps": 3}, "seed": 1}"""
-    result: dict[str, Any] = {}
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"an override must be key=value, got {word!r}: write e.g. train.steps=200")
-        value: Any = yaml.safe_load(text)
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        result = merged(result, value)
-    return result
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the leaves of `changes` in place of its own.
-
-    In: {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}      Out: {"a": {"b": 3, "c": 2}}
-    """
-    result = copy.deepcopy(dict(values))
-    for key, value in changes.items():
-        here = result.get(key)
-        both = isinstance(value, Mapping) and isinstance(here, Mapping)
-        result[key] = merged(here, value) if both and isinstance(here, Mapping) else copy.deepcopy(value)
-    return result
-
-
 def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """A training configuration with other values for some keys; raises as `train.load_config`."""
-    made = parse(TrainConfig, merged(to_dict(config), changes))
+    made = parse(TrainConfig, merge(to_dict(config), changes))
     assert isinstance(made, TrainConfig)
     return made

@@ -22,7 +22,7 @@ from train.mixture.corpus import CorpusConfig, write_corpus
 from train.mixture.labels import target_shares
 from train.mixture.proxy import held_out_loss
 from train.mixture.search import paired_interval, search, verdict_line
-from train.mixture.settings import MixtureSearch, load_search, nested
+from train.mixture.settings import MixtureSearch, load_search
 from train.mixture.sources import held_out_sets, natural_tokens
 from train.tokenizer import make_tokenizer
 
@@ -259,13 +259,6 @@ def test_paired_interval_is_students() -> None:
     mean, low, high = paired_interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), rel=1e-4)
     assert paired_interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
-
-
-def test_overrides() -> None:
-    assert nested(["train.steps=3", "train.data.rows=2", "seed=1"]) == {
-        "train": {"steps": 3, "data": {"rows": 2}},
-        "seed": 1,
-    }
 
 
 @pytest.mark.parametrize(
