@@ -11,8 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from qwen3_jax import save_pretrained
 from qwen3_jax.config import ModelConfig
@@ -20,6 +18,9 @@ from tests.tiny import dense_config, moe_config, random_params
 from train.config import TrainConfig, parse
 from train.data import Batch
 from train.step import TRACES, TrainState, init_state, make_model, make_step
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 STEPS, ROWS, LENGTH, WARMUP, CLIP, DECAY, RATE, FINAL = 50, 4, 16, 5, 0.5, 0.1, 2e-3, 0.1
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from qwen3_jax.router import Routing, RowSums, row_sums
 from train.balance import balance_loss, load_entropy
@@ -88,8 +86,10 @@ def test_hugging_faces_value_and_gradient() -> None:
     """One forward call of transformers is one micro-batch; layers are pooled, padding is left out."""
     logits, counted = logits_and_mask()
     logits, counted = logits[:1], counted[:1]
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
     layers = [torch.tensor(logits[0, i].reshape(R * T, E), requires_grad=True) for i in range(L)]
-    expected = load_balancing_loss_func(tuple(layers), E, K, torch.tensor(counted[0].astype(np.int64)))
+    expected = modeling.load_balancing_loss_func(tuple(layers), E, K, torch.tensor(counted[0].astype(np.int64)))
     expected.backward()
     wanted = np.stack([layer.grad.numpy().reshape(R, T, E) for layer in layers])[None]
     loss = lambda x: balance_loss(sums_of(x, counted), jnp.asarray(counted.sum(2)), "huggingface")  # noqa: E731

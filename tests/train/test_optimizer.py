@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from qwen3_jax.params import restack
 from tests.tiny import moe_config, random_params
@@ -124,6 +123,7 @@ def test_muon_moves_each_matrix_by_itself_and_adamw_the_rest() -> None:
         for i in range(len(start)):
             expected = muon_reference(start[i], [g[i] for g in gradients])
             np.testing.assert_allclose(end[i], expected, rtol=1e-4, atol=1e-5)
+    torch = pytest.importorskip("torch")
     for path, decays in ((("embed_tokens",), True), (("segments_0", "q_norm"), False)):
         start, *gradients, end = (tree[path[0]] if len(path) == 1 else tree[path[0]][path[1]] for tree in leaves)
         w = torch.nn.Parameter(torch.tensor(start))
@@ -136,6 +136,7 @@ def test_muon_moves_each_matrix_by_itself_and_adamw_the_rest() -> None:
 
 def test_muon_takes_torchs_first_step() -> None:
     """Later ones differ: torch does not correct the momentum for its start at 0, and iterates in bfloat16."""
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start, g = (rng.normal(size=(24, 16)).astype(np.float32) for _ in range(2))
     tree = {"layers_0": {"gate_proj": jnp.asarray(start)}}
