@@ -101,6 +101,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     }
     if not fits:
         plan["largest_buffers"] = _largest(outcome, memory, plan["estimate"]["parts"])
+        plan["largest_buffers_source"] = "compiler" if outcome.buffers else "analytic model"
         nearest = nearest_that_fits(request.config, topology, sizes, *asked)
         plan["nearest_mesh"] = nearest
     return plan

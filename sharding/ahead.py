@@ -54,8 +54,6 @@ def compile_ahead(function: Any, *arguments: Any, **static: Any) -> Outcome:
         if "vmem" in message.lower() and "hbm" not in message.lower():
             raise
         needed, buffers = read_out_of_memory(message)
-        if needed is not None and "temporaries" in message:  # which the arguments are not part of
-            needed += local_bytes([leaf for leaf in jax.tree.leaves(arguments) if hasattr(leaf, "sharding")])
         return Outcome(False, needed, "", buffers, time.perf_counter() - began)
     memory = compiled.memory_analysis()
     peak = int(memory.peak_memory_in_bytes)

@@ -142,8 +142,12 @@ def parse_mesh(text: str) -> MeshConfig:
         if not isinstance(values, dict):
             raise ValueError(f"{text} must hold a mapping, got {type(values).__name__}: correct the file")
         return mesh_config(values)
-    pairs = dict(part.partition("=")[::2] for part in text.split(",") if part)
-    fields: dict[str, Any] = {key.strip(): yaml.safe_load(value) for key, value in pairs.items()}
+    fields: dict[str, Any] = {}
+    for part in (part for part in text.split(",") if part):
+        key, _, value = part.partition("=")
+        if key.strip() in fields:
+            raise ValueError(f"a mesh must have {key.strip()} once, got it twice in {text}: remove one")
+        fields[key.strip()] = yaml.safe_load(value)
     rules = {key.removeprefix("rules."): fields.pop(key) for key in list(fields) if key.startswith("rules.")}
     return mesh_config(fields | ({"rules": rules} if rules else {}))
 

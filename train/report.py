@@ -193,16 +193,19 @@ def number(value: Any) -> float | None:
     return float(str(single)) if np.isfinite(single) else None
 
 
-def balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float]:
-    """How uneven the experts' load is. Empty for a dense model.
+def balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, Any]:
+    """The experts' load, and how uneven it is. Empty for a dense model.
 
     Returns:
+      expert_load, device_load: share of the assignments of each expert, and of each device of the expert axis, over all
+        layers.
       expert_load_max: the busiest expert of any layer over the mean; 1 is even.
       device_load_max: the same of the devices of the expert axis.
       expert_load_entropy: of the load as a distribution, over its largest value log(E); the worst layer; 1 is even.
 
     In: loads [[4, 0, 2, 2]] on 2 devices
-    Out: {"expert_load_max": 2.0, "device_load_max": 1.0, "expert_load_entropy": 0.75}
+    Out: {"expert_load": [0.5, 0.0, 0.25, 0.25], "device_load": [0.5, 0.5], "expert_load_max": 2.0,
+          "device_load_max": 1.0, "expert_load_entropy": 0.75}
     """
     if not expert_load:
         return {}
@@ -214,7 +217,12 @@ def balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, float]
     def worst(x: np.ndarray) -> float:
         return round(float((x.max(1) / np.maximum(x.mean(1), 1e-9)).max()), 3)
 
+    def shares(x: np.ndarray) -> list[float]:
+        return [round(float(each), 5) for each in x.sum(0) / max(x.sum(), 1e-9)]
+
     return {
+        "expert_load": shares(load),
+        "device_load": shares(by_device),
         "expert_load_max": worst(load),
         "device_load_max": worst(by_device),
         "expert_load_entropy": round(float(entropy.min()), 4),

@@ -71,7 +71,8 @@ class ProgressLine:
             text = f"loss {_short(record['loss'])}  {record['tokens_per_second']:,} tokens/s"
             self._bar.update(self._task, completed=step, description=text)
         if step % self._every == 0 or step in (1, self._steps) or "eval_loss" in record:
-            line = "  ".join(f"{name} {_short(value)}" for name, value in scalars(record))
+            short = {name: value for name, value in record.items() if not isinstance(value, list)}  # not each expert's
+            line = "  ".join(f"{name} {_short(value)}" for name, value in scalars(short))
             if self._bar is not None:
                 self._bar.console.print(line, highlight=False)
             else:
@@ -172,6 +173,8 @@ def scalars(record: Record) -> Iterator[tuple[str, Any]]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}/{key}", item) for key, item in value.items())
+        elif isinstance(value, list):
+            yield from ((f"{name}/{index}", item) for index, item in enumerate(value))
         else:
             yield name, value
 

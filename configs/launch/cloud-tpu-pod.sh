@@ -43,7 +43,7 @@ run) # also what resumes a run that was stopped; it goes on when this terminal i
     everywhere "cd qwen3-jax && nohup .venv/bin/qwen3-jax train $TRAIN run_dir=\$HOME/bucket/runs/$NAME > ~/train.log 2>&1 &"
     ;;
 generate)
-    everywhere "cd qwen3-jax && .venv/bin/qwen3-jax generate --model \$HOME/bucket/checkpoint --mesh expert=32,tensor=8 --prompt-file \$HOME/bucket/prompt.txt"
+    everywhere "cd qwen3-jax && .venv/bin/qwen3-jax generate --model \$HOME/bucket/checkpoint --mesh expert=32,tensor=8,rules.embed=null,rules.router_embed=null --prompt-file \$HOME/bucket/prompt.txt"
     ;;
 logs) # of one host; only process 0 writes metrics
     gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="${WORKER:-0}" --command='tail -n 100 -f ~/train.log'

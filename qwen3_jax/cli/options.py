@@ -45,8 +45,13 @@ def read_mesh(text: str | None) -> Any:
 
     if text is None:
         return None
+    if "=" in text or Path(text).exists():
+        return parse_mesh(text)
     named = configs_path() / "mesh" / f"{text}.yaml"
-    return parse_mesh(str(named) if "=" not in text and not Path(text).exists() and named.is_file() else text)
+    if not named.is_file():
+        names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"--mesh must be sizes (fsdp=8,tensor=2), a YAML file or one of {names}, got {text}")
+    return parse_mesh(str(named))
 
 
 def add_process_options(parser: Parser) -> None:

@@ -122,6 +122,10 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     mesh_config = args.train.mesh if mesh_text is None else read_mesh(mesh_text)
     if args.num_slices > 1:
         mesh_config = dataclasses.replace(mesh_config, slices=args.num_slices)
+    elif mesh_config.slices > 1:
+        raise UsageError(
+            f"--num-slices must be the mesh's slices={mesh_config.slices}, got 1: add --num-slices {mesh_config.slices}"
+        )
     mesh_config.resolve(topology.num_devices)
     config = _model(args.model) if args.train is None else ModelConfig.from_hf(args.train.model)
     mesh = mesh_config.build(topology_devices(topology))
@@ -214,7 +218,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, size in plan["memory"].items():
         yield "", f"{name} {_gib(size)}"
     if not plan["fits"]:
-        yield "largest", "; ".join(f"{entry['what']} {_gib(entry['bytes'])}" for entry in plan["largest_buffers"])
+        largest = "; ".join(f"{entry['what']} {_gib(entry['bytes'])}" for entry in plan["largest_buffers"])
+        yield "largest", f"{largest} (by the {plan['largest_buffers_source']})"
         nearest = plan["nearest_mesh"]
         from qwen3_jax.plans import mesh_text
 

@@ -182,6 +182,7 @@ def test_prefetch_raises_what_its_thread_raised() -> None:
 def test_uneven_experts_show_by_expert_and_by_device() -> None:
     """Two layers; the worse one counts. Experts 0 and 1 are on the first device."""
     load = (jnp.asarray([[4, 0, 2, 2]]), jnp.asarray([[3, 3, 1, 1]]))
-    assert balance(load, 1) == {"expert_load_max": 2.0, "device_load_max": 1.0, "expert_load_entropy": 0.75}
-    assert balance(load, 2) == {"expert_load_max": 2.0, "device_load_max": 1.5, "expert_load_entropy": 0.75}
+    uneven = {"expert_load": [0.4375, 0.1875, 0.1875, 0.1875], "expert_load_max": 2.0, "expert_load_entropy": 0.75}
+    assert balance(load, 1) == {**uneven, "device_load": [1.0], "device_load_max": 1.0}
+    assert balance(load, 2) == {**uneven, "device_load": [0.625, 0.375], "device_load_max": 1.5}
     assert balance((), 2) == {}
