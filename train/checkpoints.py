@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Checkpoints:
                 raise
         finally:
             if kind is not None and jax.process_count() == 1:
-                self._clean()  # nothing is being written any more: what is unfinished stays so
+                self._clean_up()
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -87,6 +88,12 @@ class Checkpoints:
         for path in self._directory.glob(_UNFINISHED):
             shutil.rmtree(path, ignore_errors=True)
 
+    def _clean_up(self) -> None:
+        """After a failure: writes that tensorstore had under way make their directories anew, for a moment."""
+        for _ in range(10):
+            self._clean()
+            time.sleep(0.1)
+
     @contextlib.contextmanager
     def _full_disk_in_one_line(self) -> Iterator[None]:
         try:
@@ -95,7 +102,7 @@ class Checkpoints:
             if not is_full_disk(error):
                 raise
             if jax.process_count() == 1:  # another may still be writing
-                self._clean()  # gives the room back that the unfinished checkpoint took
+                self._clean_up()  # gives the room back that the unfinished checkpoint took
             steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
             newest = f"the newest whole checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
             text = f"No space left on device: {newest}; make room and run the same command to go on"

@@ -71,7 +71,8 @@ STAGE = "configs/train/stages/3-long.yaml"
         (["--mesh", "fsdp=7"], "a mesh must use every device"),
     ],
 )
-def test_a_mistake_beside_a_training_file_is_one_line(run, words, says):
+def test_a_mistake_beside_a_training_file_is_one_line(run, words, says, monkeypatch):
+    monkeypatch.setattr("sharding.topology.topology_devices", lambda _: jax.devices())  # without libtpu too
     ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.count("\n") == 1
@@ -90,6 +91,7 @@ def test_a_training_file_says_what_is_compiled(run, monkeypatch):
         return Outcome(False, 20 * 2**30, "", (), 1.0), {"parameters": 2**30, "optimizer": 2**31}
 
     monkeypatch.setattr("train.plan.plan_run", instead)
+    monkeypatch.setattr("sharding.topology.topology_devices", lambda _: jax.devices())  # without libtpu too
     words = ["data.rows=16", "data.streams=8", "optimizer.name=muon"]
     ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words, "--mesh", "fsdp=4,context=2", "--json")
     assert ran.status == 0, ran.err
