@@ -177,8 +177,8 @@ def known_point(plans: dict[str, Any]) -> list[str]:
         f"there, gradients back), against {seconds['compute']:.2f} s of arithmetic. If the two overlap wholly, MFU is",
         f"at most {plan['mfu_bound']:.0%}; if not at all, {plan['mfu_without_overlap']:.0%}. MaxText's published run",
         "of this model on 256 chips reaches about 27%: a measured run, where ours is a bound. Memory had a limit of",
-        "28 GiB and a goal of 22, which is missed: 2.3 GiB of it are the head's gradient, which is summed over chunks of",
-        "tokens in float32.",
+        "28 GiB and a goal of 22, which is missed: 2.3 GiB of it are the head's gradient, which is summed over chunks",
+        "of tokens in float32.",
         "",
     ]
 
