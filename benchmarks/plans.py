@@ -207,10 +207,32 @@ def plot(plans: dict[str, Any]) -> None:
     figure.savefig(PLOT, dpi=120)
 
 
-def write() -> None:
-    """The page and the plot."""
+def weak_scaling(plans: dict[str, Any], weak: Sequence[dict[str, Any]]) -> list[str]:
+    """The section on one sequence a chip at growing numbers of chips."""
     from qwen3_jax.plans import mesh_text
 
+    worst = max(weak, key=lambda plan: abs(disagreement(plan)))
+    whole = [plans[row] for row in WHOLE_SLICE if row in plans]
+    return [
+        "## Weak scaling",
+        "",
+        "![bytes per chip against chips](plans-weak-scaling.png)",
+        "",
+        f"Qwen3-8B, one sequence of 4,096 tokens a chip, at {', '.join(str(p['chips']) for p in weak)} chips,",
+        "slices written as two axes. The worst disagreement of the analytic model with the compiled bytes is",
+        f"**{disagreement(worst):+.1%}, at {worst['chips']} chips**.",
+        "",
+        *(
+            f"With `{mesh_text(plan['mesh'])}`, one axis over the whole slice of {plan['chips']} chips, the "
+            f"compiler makes all-reduces of gathers and scatters: {disagreement(plan):+.1%}."
+            for plan in whole
+        ),
+        "",
+    ]
+
+
+def write() -> None:
+    """The page and the plot."""
     plans = load(PLANS)
     header = ["model", "slice (chips)", "mesh", "batch x length", "parameters"]
     rest = ["activations", "peak of HBM, GiB", "ms: compute / memory / network", "bound", "allows"]
@@ -270,24 +292,7 @@ def write() -> None:
         "",
     ]
     if weak:
-        worst = max(weak, key=lambda plan: abs(disagreement(plan)))
-        whole = [plans[row] for row in WHOLE_SLICE if row in plans]
-        lines += [
-            "## Weak scaling",
-            "",
-            "![bytes per chip against chips](plans-weak-scaling.png)",
-            "",
-            f"Qwen3-8B, one sequence of 4,096 tokens a chip, at {', '.join(str(p['chips']) for p in weak)} chips,",
-            "slices written as two axes. The worst disagreement of the analytic model with the compiled bytes is",
-            f"**{disagreement(worst):+.1%}, at {worst['chips']} chips**.",
-            "",
-            *(
-                f"With `{mesh_text(plan['mesh'])}`, one axis over the whole slice of {plan['chips']} chips, the "
-                f"compiler makes all-reduces of gathers and scatters: {disagreement(plan):+.1%}."
-                for plan in whole
-            ),
-            "",
-        ]
+        lines += weak_scaling(plans, weak)
     missing = [row for row in ROWS if row not in plans]
     lines += ["## Commands", "", "```", *(row for row in ROWS if row in plans), "```", ""]
     if missing:
