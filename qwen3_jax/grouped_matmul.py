@@ -14,17 +14,19 @@ A kernel asked for on CPU runs in Pallas's interpreter: slowly, to be checked.
 Dimensions: A rows (one for each token and expert chosen for it), E experts, I in, O out.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.kernels.megablox import megablox
 from qwen3_jax.kernels.tiles import tile_table
 from qwen3_jax.kernels.triton import triton_grouped
 from qwen3_jax.linear import linear
+from qwen3_jax.remat import recomputed, zero_after
 from sharding import target_platform
 
 Implementation = Literal["tiles", "ragged_dot", "megablox", "triton"]
@@ -91,8 +93,12 @@ def grouped_swiglu(
     def product(rows: Array, w: Array) -> Array:
         return grouped_matmul(rows, w, group_sizes, implementation, usual_rows)
 
-    inner = jax.nn.silu(product(x, gate)) * product(x, up)
-    return product(inner if scales is None else inner * scales, down)
+    def combine(gated: Array, raised: Array, scales: Array | None, down: Array, group_sizes: Array) -> Array:
+        inner = jax.nn.silu(gated) * raised
+        inner = inner if scales is None else inner * scales
+        return grouped_matmul(inner, down, group_sizes, implementation, usual_rows)
+
+    return recomputed(combine)(product(x, gate), product(x, up), scales, down, group_sizes)
 
 
 def tile_rows(rows: int, groups: int) -> int:
@@ -112,25 +118,54 @@ def tile_rows(rows: int, groups: int) -> int:
     return min(height, rows)
 
 
-def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: bool) -> Array:
-    """x @ w.T (or x @ w) tile by tile.
+class _Tile(NamedTuple):
+    """A run of rows of one group, moved up where it would end behind the last row (no array needs room for one more).
 
-    A group's last tile runs into the next group's rows. Tiles are written in order, so the next group's own tiles then
-    overwrite what it left there; behind the last row there is room for one tile, which is cut off. Rows are kept in
-    float32 meanwhile: XLA:CPU slices narrower types by converting the whole array.
+    Attributes:
+      group: whose rows they are.
+      start: the first of them.
+      own: [R, 1], which are the group's own; the others are a neighbour's, or were another tile's.
     """
-    rows, tile_dim = x.shape[0], 1 if transpose else 2
-    groups, starts, _, count = tile_table(group_sizes, rows, tile)
-    padded = jnp.pad(x.astype(jnp.float32), ((0, tile - 1), (0, 0)))
 
-    def body(i: Array, out: Array) -> Array:
-        matrix = _matrix(w, groups[i])
-        part = jax.lax.dynamic_slice_in_dim(padded, starts[i], tile).astype(x.dtype)
+    group: Int[Array, ""]
+    start: Int[Array, ""]
+    own: Bool[Array, "R 1"]
+
+
+def _each_tile(group_sizes: Array, rows: int, tile: int, body: Callable[[_Tile, Array], Array], start: Array) -> Array:
+    """`body` for one tile after the other, from `start` on."""
+    groups, starts, ends, count = tile_table(group_sizes, rows, tile)
+
+    def one(i: Array, so_far: Array) -> Array:
+        first = jnp.minimum(starts[i], rows - tile)
+        index = first + jnp.arange(tile, dtype=first.dtype)
+        own = (index >= starts[i]) & (index < ends[i])
+        return body(_Tile(groups[i], first, own[:, None]), so_far)
+
+    return jax.lax.fori_loop(jnp.zeros_like(count), count, one, start)
+
+
+def _map_tiles(x: Array, w: Array, group_sizes: Array, tile: int, transpose: bool) -> Array:
+    """x @ w.T (or x @ w) tile by tile. Rows are kept in float32 meanwhile: XLA:CPU slices narrower types by converting
+    the whole array."""
+    wide = x.astype(jnp.float32)
+
+    def body(at: _Tile, out: Array) -> Array:
+        matrix = _matrix(w, at.group)
+        part = jax.lax.dynamic_slice_in_dim(wide, at.start, tile).astype(x.dtype)
         part = _times(part, matrix) if transpose else jnp.matmul(part, matrix, preferred_element_type=jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, starts[i], 0)
+        if tile > 1:
+            part = jnp.where(at.own, part, jax.lax.dynamic_slice_in_dim(out, at.start, tile))
+        return jax.lax.dynamic_update_slice_in_dim(out, part, at.start, 0)
 
-    out = jnp.zeros((rows + tile - 1, w.shape[tile_dim]), jnp.float32)
-    return jax.lax.fori_loop(jnp.zeros_like(count), count, body, out)[:rows].astype(x.dtype)
+    out = _zeros_after(wide, (x.shape[0], w.shape[1 if transpose else 2]))
+    return _each_tile(group_sizes, x.shape[0], tile, body, out).astype(x.dtype)
+
+
+def _zeros_after(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Zeros that are made when `x` is there. What a loop starts from XLA:CPU makes at the program's begin, if it can: a
+    training step held the zeros of all layers' backward passes while it ran forward."""
+    return jnp.broadcast_to(zero_after(x), shape)
 
 
 def _matrix(w: Float[Array, "E O I"], group: Int[Array, ""]) -> Float[Array, "O I"]:
@@ -171,19 +206,16 @@ def _tiled_backward(tile: int, residuals: tuple[Array, Array, Array], dy: Array)
     a whole [E, O, I] array at every tile."""
     x, w, group_sizes = residuals
     dx = _map_tiles(dy, w, group_sizes, tile, transpose=False)
-    groups, starts, ends, count = tile_table(group_sizes, x.shape[0], tile)
-    padded_x, padded_dy = (jnp.pad(a.astype(jnp.float32), ((0, tile - 1), (0, 0))) for a in (x, dy))
+    wide_x, wide_dy = x.astype(jnp.float32), dy.astype(jnp.float32)
 
-    def body(i: Array, dw: Array) -> Array:
-        start = starts[i]
-        own = (start + jnp.arange(tile, dtype=start.dtype) < ends[i])[:, None]
-        part_x = jax.lax.dynamic_slice_in_dim(padded_x, start, tile)
-        part_dy = jax.lax.dynamic_slice_in_dim(padded_dy, start, tile)
-        part = jnp.where(own, part_dy, jnp.float32(0)).T @ part_x
-        so_far = jax.lax.dynamic_index_in_dim(dw, groups[i], 0, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(dw, so_far + part, groups[i], 0)
+    def body(at: _Tile, dw: Array) -> Array:
+        part_x = jax.lax.dynamic_slice_in_dim(wide_x, at.start, tile)
+        part_dy = jax.lax.dynamic_slice_in_dim(wide_dy, at.start, tile)
+        part = jnp.where(at.own, part_dy, jnp.float32(0)).T @ part_x
+        so_far = jax.lax.dynamic_index_in_dim(dw, at.group, 0, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(dw, so_far + part, at.group, 0)
 
-    dw = jax.lax.fori_loop(jnp.zeros_like(count), count, body, jnp.zeros(w.shape, jnp.float32))
+    dw = _each_tile(group_sizes, x.shape[0], tile, body, _zeros_after(wide_dy, w.shape))
     return dx, dw.astype(w.dtype), None
 
 

@@ -8,7 +8,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.lora import project
 from qwen3_jax.params import Params
 from qwen3_jax.placement import Placement
-from qwen3_jax.remat import keep
+from qwen3_jax.remat import keep, recomputed
 from qwen3_jax.rope import apply_rope
 from sharding import target_platform
 
@@ -72,12 +72,18 @@ def attention(
         if batch == length == 1 and target_platform() == "cpu":
             out = _attend_one_token(q[0, :, :, 0], k[0], v[0], mask[0, 0])
         else:
-            rows = q.reshape(batch, heads, -1, head_dim)
-            scores = _batched(rows, k, 3).reshape(*q.shape[:-1], -1) * jnp.float32(head_dim**-0.5)
-            weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.float32(_MASKED)), axis=-1)
-            out = _batched(weights.astype(v.dtype).reshape(*rows.shape[:-1], -1), v, 2)
+            out = recomputed(_attend)(q, k, v, mask)
         out = out.reshape(q.shape).transpose(0, 3, 1, 2, 4).astype(v.dtype)
     return out.reshape(batch, length, num_heads, head_dim)
+
+
+def _attend(
+    q: Float[Array, "B K G T H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B K GT H"]:
+    rows = q.reshape(*q.shape[:2], -1, q.shape[-1])
+    scores = _batched(rows, k, 3).reshape(*q.shape[:-1], -1) * jnp.float32(q.shape[-1] ** -0.5)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.float32(_MASKED)), axis=-1)
+    return _batched(weights.astype(v.dtype).reshape(*rows.shape[:-1], -1), v, 2)
 
 
 def _batched(x: Float[Array, "B K M I"], y: Float[Array, "B K J L"], axis: int) -> Float[Array, "B K M O"]:

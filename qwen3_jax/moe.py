@@ -88,8 +88,10 @@ def _grouped(x: Array, params: Params, routing: Routing, implementation: Impleme
     sizes = expert_counts(routing.experts, params["router"].shape[0])
     gate, up, down = (params[f"experts_{name}_proj"] for name in ("gate", "up", "down"))
     rows = permute(jnp.repeat(x, per_token, axis=0), order, places)
-    rows = grouped_swiglu(rows, gate, up, down, sizes, implementation)
-    return _mix(permute(rows, places, order).reshape(num_tokens, per_token, -1), routing)
+    scales = permute(routing.weights.reshape(-1, 1), order, places)
+    rows = grouped_swiglu(rows, gate, up, down, sizes, implementation, scales=scales)
+    mixed = permute(rows, places, order).reshape(num_tokens, per_token, -1)
+    return jnp.sum(mixed.astype(jnp.float32), axis=1).astype(x.dtype)
 
 
 def _mix(y: Float[Array, "T X D"], routing: Routing) -> Float[Array, "T D"]:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from qwen3_jax.lora import adapter_tree, init_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import Placement, place
-from sharding import Rules, axes_of, named_sharding
+from sharding import Rules, axes_of, named_sharding, target_platform
 from train.config import TrainConfig
 from train.data import Batch
 from train.lora import joined, lora_of
@@ -94,6 +95,12 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         raise ValueError(
             f"loss.balance_coefficient has an effect only on a model with experts, got "
             f"{config.loss.balance_coefficient} for a dense one: remove it"
+        )
+    if config.remat != "none" and config.layout == "unrolled" and target_platform() == "cpu":
+        warnings.warn(
+            f"remat={config.remat} has next to no effect on CPU with layout=unrolled, where the compiler joins what is "
+            "to be computed twice: add layout=stacked",
+            stacklevel=2,
         )
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:
