@@ -23,7 +23,8 @@ from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.params import num_parameters
 from train.config import TrainConfig, parse
 from train.data import Batch
-from train.step import init_state, make_model, make_step
+from train.state import init_state
+from train.step import make_model, make_step
 
 SMALL = ModelConfig(
     vocab_size=32_000,

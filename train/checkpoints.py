@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from sharding.processes import first_does
 from train.full_disk import is_full_disk, tell_once
-from train.step import TrainState
+from train.state import TrainState
 
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
 

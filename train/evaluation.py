@@ -11,7 +11,8 @@ from qwen3_jax.model import Qwen3
 from train.config import TrainConfig
 from train.data import Batch, Data
 from train.objective import domain_losses
-from train.step import TRACES, TrainState
+from train.state import TrainState
+from train.step import TRACES
 
 
 class Evaluation:

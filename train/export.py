@@ -14,9 +14,10 @@ from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
 from sharding import MeshConfig
 from sharding.processes import first_does
 from train.checkpoints import committed
-from train.loop import abstract_state, make_training_mesh
+from train.loop import make_training_mesh
 from train.lora import noted_base
 from train.run_dir import stored_config
+from train.state import abstract_state
 from train.step import make_model
 from train.tokenizer import GENERATION
 
@@ -56,7 +57,7 @@ def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: M
         raise FileNotFoundError(f"{run_dir} must be the run_dir of a run, got no config.yaml there: correct the path")
     built = make_training_mesh(mesh or MeshConfig())
     model = make_model(config, built)
-    state = abstract_state(config, model, built)
+    state = abstract_state(model, config, built)
     name = "params" if state.ema is None else "ema"
     wanted = {name: getattr(state, name)}
     found, path = committed(run_dir / "checkpoints", step)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 
 from qwen3_jax.model import Qwen3
 from qwen3_jax.params import Params
@@ -25,7 +25,8 @@ from train.profile import Profile
 from train.report import Reporter, count_work
 from train.run_dir import replace_text
 from train.sinks import Sink, keep_lines_until, make_sinks
-from train.step import TrainState, init_state, make_model, make_step, state_shardings
+from train.state import TrainState, abstract_state, init_state
+from train.step import make_model, make_step
 from train.stop import Stop
 from train.streams import batch_sharding, gather_places, streams_here
 
@@ -72,6 +73,7 @@ def train(
         stop = stop or stack.enter_context(Stop())
         mesh = make_training_mesh(config.mesh)
         model = make_model(config, mesh)
+        _warn_of_remat(config)
         layout = batch_sharding(mesh, model.placement.rules)
         here = streams_here(config.data.streams, config.data.rows, config.data.length, layout)
         if mesh is not None:
@@ -90,25 +92,11 @@ def begin(
     """The state to go on from, and the places in the data; without a checkpoint a new state, and None."""
     if checkpoints.latest() is None:
         return init_state(model, config, mesh, None if initial is None else initial(model, mesh)), None
-    like = abstract_state(config, model, mesh)
+    like = abstract_state(model, config, mesh)
     if model.lora is not None:  # no checkpoint holds the base
         assert initial is not None
         like = dataclasses.replace(like, frozen=initial(model, mesh))
     return checkpoints.restore(like)
-
-
-def abstract_state(config: TrainConfig, model: Qwen3, mesh: Mesh | None) -> TrainState:
-    """Shapes, dtypes and shardings of what a checkpoint holds of the state; nothing is allocated."""
-    shapes = jax.eval_shape(partial(init_state, model, config))
-    if mesh is None:
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: here, shapes)
-    else:
-        shardings = dataclasses.replace(state_shardings(model, config, mesh), frozen=None)
-    state: TrainState = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
-    return state
 
 
 def _steps(
@@ -167,6 +155,15 @@ def _reporting(run: _Run, first: int) -> Iterator[Reporter]:
     finally:
         for sink in sinks:
             sink.close()
+
+
+def _warn_of_remat(config: TrainConfig) -> None:
+    if config.remat != "none" and config.layout == "unrolled" and jax.default_backend() == "cpu":
+        warnings.warn(
+            f"remat={config.remat} has next to no effect on CPU with layout=unrolled, where the compiler joins what is "
+            "to be computed twice: add layout=stacked",
+            stacklevel=2,
+        )
 
 
 def make_training_mesh(config: MeshConfig) -> Mesh | None:

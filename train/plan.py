@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.params import ParamSpec, spec_tree
 from sharding import MeshConfig, Rules, named_sharding
-from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
+from sharding.ahead import Outcome, compile_ahead, local_bytes
 from train.config import TrainConfig
 from train.data import Batch
-from train.optimizer import make_optimizer
 from train.settings import DataConfig
-from train.step import TrainState, make_model, make_step, state_shardings, trained_specs
+from train.state import abstract_state
+from train.step import make_model, make_step
 
 
 def plan_train(
@@ -73,30 +72,6 @@ def plan_run(train: TrainConfig, mesh: Mesh) -> tuple[Outcome, dict[str, int]]:
     with jax.set_mesh(mesh):
         outcome = compile_ahead(step, state, batch)
     return outcome, {"parameters": local_bytes(state.params), "optimizer": local_bytes(state.opt_state)}
-
-
-def abstract_state(model: Any, config: TrainConfig, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of the training state; nothing is allocated."""
-
-    def shapes(specs: Any, dtype: Any) -> Any:
-        return jax.tree.map(
-            lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype),
-            specs,
-            is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-        )
-
-    params = shapes(trained_specs(model), jnp.float32)
-    frozen = None if model.lora is None else shapes(spec_tree(model.config, model.layout), model.dtype)
-    with jax.numpy_dtype_promotion("standard"):
-        opt_state = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
-    state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        params=params,
-        opt_state=opt_state,
-        ema=params if config.ema_decay else None,
-        frozen=frozen,
-    )
-    return abstract(state, state_shardings(model, config, mesh))
 
 
 def mesh_sizes(mesh: Mesh) -> dict[str, Any]:

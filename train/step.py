@@ -3,9 +3,7 @@
 import collections
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -15,48 +13,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.lora import adapter_tree, init_adapters
 from qwen3_jax.model import Qwen3
-from qwen3_jax.params import ParamSpec, spec_tree
 from qwen3_jax.placement import Placement, place
-from sharding import Rules, axes_of, named_sharding, target_platform
+from sharding import Rules, axes_of, named_sharding
 from train.config import TrainConfig
 from train.data import Batch
-from train.lora import joined, lora_of
+from train.lora import lora_of
 from train.objective import batch_loss as batch_loss
 from train.objective import gradients
 from train.optimizer import make_optimizer, schedule
+from train.state import TrainState, state_shardings
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What a checkpoint holds.
-
-    Attributes:
-      step: steps done.
-      params: what is trained: the model's parameters, or its adapters.
-      opt_state: the optimizer's.
-      ema: exponential moving average of the parameters, when `ema_decay` is set.
-      frozen: with adapters, the base's parameters, in the dtype of the activations; not in checkpoints. Else None.
-    """
-
-    step: Any  # int32[]; not Int[Array, ""]: orbax restores into a tree of ShapeDtypeStructs
-    params: Any
-    opt_state: Any
-    ema: Any = None
-    frozen: Any = None
-
-    @property
-    def averaged(self) -> Any:
-        """What is evaluated and exported of `params`: their average where there is one."""
-        return self.params if self.ema is None else self.ema
-
-    @property
-    def averaged_params(self) -> Any:
-        """All parameters of the model that is evaluated, the frozen base among them."""
-        return joined(self.averaged, self.frozen)
 
 
 @flax.struct.dataclass
@@ -96,12 +64,6 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
             f"loss.balance_coefficient has an effect only on a model with experts, got "
             f"{config.loss.balance_coefficient} for a dense one: remove it"
         )
-    if config.remat != "none" and config.layout == "unrolled" and target_platform() == "cpu":
-        warnings.warn(
-            f"remat={config.remat} has next to no effect on CPU with layout=unrolled, where the compiler joins what is "
-            "to be computed twice: add layout=stacked",
-            stacklevel=2,
-        )
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:
         for name, size, axis in (("rows", config.data.rows, "batch"), ("length", config.data.length, "sequence")):
@@ -124,72 +86,6 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         qk_norm=config.ablation.qk_norm,
         lora=lora_of(config.lora, architecture),
     )
-
-
-def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, params: Any = None) -> TrainState:
-    """A fresh optimizer, and `params` or fresh parameters from the seed; each device makes its own part. A model with
-    adapters gets fresh ones, and `params` is its frozen base."""
-
-    def init(params: Any) -> TrainState:
-        frozen, key = None, jax.random.key(config.seed)
-        if model.lora is not None:
-            frozen, params = params, init_adapters(model.config, model.lora, model.layout, key)
-        elif params is None:
-            params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
-        with jax.numpy_dtype_promotion("standard"):
-            opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-        ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None  # its own memory: the step donates both
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, frozen=frozen)
-
-    if mesh is None:
-        return init(params)
-    layout = state_shardings(model, config, mesh)
-    state: TrainState = jax.jit(init, out_shardings=layout, donate_argnums=0)(params)
-    return state
-
-
-def trained_specs(model: Qwen3) -> dict[str, Any]:
-    """The declaration of what is trained: of all parameters, or of the adapters."""
-    if model.lora is None:
-        return spec_tree(model.config, model.layout)
-    return adapter_tree(model.config, model.lora, model.layout)
-
-
-def state_shardings(model: Qwen3, config: TrainConfig, mesh: Mesh) -> TrainState:
-    """Where each part of the state lies: the optimizer's moments as the parameters they belong to."""
-
-    def lie(specs: Any) -> Any:
-        return jax.tree.map(
-            lambda spec: named_sharding(mesh, spec.axes, model.placement.rules),
-            specs,
-            is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-        )
-
-    params = lie(trained_specs(model))
-    frozen = None if model.lora is None else lie(spec_tree(model.config, model.layout))
-    whole = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.tree.map(
-        lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32),
-        trained_specs(model),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    with jax.numpy_dtype_promotion("standard"):
-        opt_shapes = jax.eval_shape(optimizer.init, shapes)
-
-    def masked(leaf: Any) -> bool:  # Muon and AdamW have a tree each, without the other's parameters
-        return isinstance(leaf, optax.MaskedNode)
-
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, sharding: leaf if masked(leaf) else sharding,
-        opt_shapes,
-        params,
-        transform_non_params=lambda _: whole,
-        is_leaf=masked,
-    )
-    ema = params if config.ema_decay else None
-    return TrainState(step=whole, params=params, opt_state=opt_state, ema=ema, frozen=frozen)
 
 
 def make_step(

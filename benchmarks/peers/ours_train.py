@@ -41,7 +41,8 @@ def prepare(args: argparse.Namespace, **changes: Any) -> tuple[Callable[..., Any
     from train.config import TrainConfig, parse
     from train.data import Batch
     from train.optimizer import make_optimizer
-    from train.step import TrainState, make_model, make_step
+    from train.state import TrainState
+    from train.step import make_model, make_step
 
     model, params = from_pretrained(args.checkpoint, dtype="float32", layout=args.layout)
     values: dict[str, Any] = {

@@ -16,7 +16,8 @@ from tests.tiny import dense_config, moe_config, random_params
 from tests.train.test_sharded import ARCHITECTURES, packed_batch, relative, settings
 from train.objective import cut, gradients, objective
 from train.settings import LossConfig
-from train.step import make_model, put_batch, state_shardings
+from train.state import state_shardings
+from train.step import make_model, put_batch
 
 MOE = moe_config(num_hidden_layers=2, mlp_only_layers=(0,), router_aux_loss_coef=0.5)
 LOSS = LossConfig(chunk=64, z_loss=0.01)

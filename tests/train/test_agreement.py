@@ -17,7 +17,8 @@ from qwen3_jax.config import ModelConfig
 from tests.tiny import dense_config, moe_config, random_params
 from train.config import TrainConfig, parse
 from train.data import Batch
-from train.step import TRACES, TrainState, init_state, make_model, make_step
+from train.state import TrainState, init_state
+from train.step import TRACES, make_model, make_step
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -20,7 +20,8 @@ from train.data import make_data
 from train.initial import load_initial, resolve
 from train.run import run
 from train.run_dir import stored_config
-from train.step import TRACES, init_state, make_model, state_shardings
+from train.state import init_state, state_shardings
+from train.step import TRACES, make_model
 from train.tokenizer import write_tokenizer
 
 

@@ -18,7 +18,8 @@ from train.evaluation import Evaluation
 from train.loop import train
 from train.objective import domain_losses
 from train.report import evaluated_numbers
-from train.step import TRACES, TrainState
+from train.state import TrainState
+from train.step import TRACES
 
 ARCHITECTURE = dense_config(vocab_size=96, num_hidden_layers=1)
 
@@ -109,7 +110,8 @@ def test_averaged_parameters_are_evaluated_where_there_are_any_and_batches_never
 
 
 def test_held_out_sums_on_a_mesh_are_those_of_one_device(tmp_path: Path) -> None:
-    from train.step import make_model, put_batch, state_shardings
+    from train.state import state_shardings
+    from train.step import make_model, put_batch
 
     config = settings(tmp_path, mesh={"fsdp": 2, "tensor": 2, "context": 2}, layout="stacked")
     mesh = config.mesh.build()

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.tiny import random_params
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Data, batches, endless_data, make_data
-from train.loop import train
+from train.loop import _warn_of_remat, train
 from train.optimizer import decay_mask, schedule
 from train.prefetch import prefetch
 from train.report import balance
@@ -186,3 +187,11 @@ def test_uneven_experts_show_by_expert_and_by_device() -> None:
     assert balance(load, 1) == {**uneven, "device_load": [1.0], "device_load_max": 1.0}
     assert balance(load, 2) == {**uneven, "device_load": [0.625, 0.375], "device_load_max": 1.5}
     assert balance((), 2) == {}
+
+
+def test_remat_that_cpu_undoes_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="remat=full has next to no effect on CPU with layout=unrolled"):
+        _warn_of_remat(config(tmp_path, remat="full"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_remat(config(tmp_path, remat="full", layout="stacked"))

@@ -15,7 +15,8 @@ from tests.train.test_sharded import packed_batch, relative
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, parse
 from train.lora import base_digest, claim_base, joined, noted_base
-from train.step import batch_loss, init_state, make_model, make_step, put_batch, state_shardings
+from train.state import init_state, state_shardings
+from train.step import batch_loss, make_model, make_step, put_batch
 
 ARCHITECTURE = dense_config()
 

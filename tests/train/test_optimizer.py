@@ -13,7 +13,8 @@ from tests.tiny import moe_config, random_params
 from tests.train.test_sharded import packed_batch, relative, settings
 from train.optimizer import decay_mask, make_optimizer, muon_labels, schedule
 from train.settings import OptimizerConfig
-from train.step import TRACES, init_state, make_model, make_step, put_batch, state_shardings
+from train.state import init_state, state_shardings
+from train.step import TRACES, make_model, make_step, put_batch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 BETA, RATE, DECAY = 0.9, 0.02, 0.1

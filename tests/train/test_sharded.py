@@ -13,7 +13,8 @@ from tests.tiny import dense_config, moe_config, random_params
 from train.config import TrainConfig, parse
 from train.data import Batch
 from train.loss import cross_entropy
-from train.step import batch_loss, init_state, make_model, make_step, put_batch, state_shardings
+from train.state import init_state, state_shardings
+from train.step import batch_loss, make_model, make_step, put_batch
 
 MESHES = {
     "fsdp": {"fsdp": 8},

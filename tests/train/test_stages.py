@@ -15,8 +15,8 @@ from tests.support import REPO
 from train.config import TrainConfig, load_config
 from train.data import Batch
 from train.mixture.corpus import CorpusConfig, write_corpus
-from train.plan import abstract_state
 from train.run import run
+from train.state import abstract_state
 from train.step import make_model, make_step
 
 STAGES = REPO / "configs" / "train" / "stages"

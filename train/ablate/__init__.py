@@ -2,9 +2,9 @@
 
 from train.ablate.runner import Outcome, Stopped, run_study
 from train.ablate.specialisation import mutual_information, total_variation
-from train.ablate.statistics import Interval, mean_interval, paired_interval
 from train.ablate.study import Cell, Run, Study, load_study
 from train.ablate.table import tabulate, write_table
+from train.statistics import Interval, mean_interval, paired_interval
 
 __all__ = [
     "Cell",

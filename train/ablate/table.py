@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from train.ablate.runner import Outcome
-from train.ablate.statistics import Interval, mean_interval, paired_interval
 from train.ablate.study import Cell, Claim, Study
 from train.ablate.worker import write_json
+from train.statistics import Interval, mean_interval, paired_interval
 
 Values = Mapping[int, float]  # by seed
 

@@ -28,9 +28,10 @@ from train.ablate.study import identity
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, load_config
 from train.data import Batch, make_data
-from train.loop import abstract_state, make_training_mesh
+from train.loop import make_training_mesh
 from train.run import run
 from train.run_dir import stored_config
+from train.state import abstract_state
 from train.step import make_model
 
 RESULT, CONFIG = "result.json", "run.yaml"
@@ -81,7 +82,7 @@ def last_params(config: TrainConfig) -> tuple[Qwen3, Params]:
     mesh = make_training_mesh(config.mesh)
     model = make_model(config, mesh)
     with Checkpoints(Path(config.run_dir) / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(config, model, mesh))
+        state, _ = checkpoints.restore(abstract_state(model, config, mesh))
     return model, state.averaged
 
 

@@ -16,11 +16,13 @@ from qwen3_jax.checkpoint import from_pretrained
 from qwen3_jax.model import Qwen3
 from train.config import TrainConfig, to_dict
 from train.data import Batch, Example, fill
-from train.loss import cross_entropy
 from train.mixture.files import written_beside
 from train.mixture.labels import Combination, as_weights
 from train.mixture.settings import changed
+from train.objective import domain_losses
 from train.run import run
+
+_CHUNK = 1024  # tokens whose logits exist at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,8 @@ def held_out_loss(model: Qwen3, params: Any, examples: Sequence[Example], rows: 
 
 @partial(jax.jit, static_argnums=0)
 def _sums(model: Qwen3, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    out = model.apply(
-        {"params": params},
-        batch.tokens,
-        attention_mask=batch.segment_ids > 0,
-        segment_ids=batch.segment_ids,
-        logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
-    )
-    head = params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
-    return cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, 1024)
+    losses, counts = domain_losses(model, params, batch, _CHUNK, num_domains=1)
+    return losses[0], counts[0]
 
 
 def _batches(examples: Sequence[Example], rows: int, length: int) -> Iterator[Batch]:

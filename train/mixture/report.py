@@ -10,7 +10,7 @@ from rich.table import Table
 
 from train.mixture.files import written_beside
 from train.mixture.fit import FLOORS, RIDGES
-from train.mixture.search import Found, paired_interval, verdict_line
+from train.mixture.search import Found, gained, verdict_line
 from train.mixture.settings import MixtureSearch
 
 INTRODUCTION = """\
@@ -188,7 +188,7 @@ def _check_lines(found: Found) -> Iterator[str]:
     worse = []
     for name in found.sets:
         before, after = ([losses[name] for losses in each] for each in (check.natural, check.fitted))
-        gain, low, high = paired_interval(np.subtract(before, after).tolist())
+        gain, low, high = gained(before, after)
         numbers = [f"{loss:.4f}" for loss in (*before, *after)]
         yield _row(name, *numbers, f"{gain:+.4f}", f"{low:+.4f} to {high:+.4f}")
         worse += [name] if gain < 0 else []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from jaxtyping import Float
-from scipy.stats import ttest_rel
 
 from train.config import to_dict
 from train.mixture.files import written_beside
@@ -20,6 +20,7 @@ from train.mixture.proxy import HeldOutSet, train_and_measure, with_mixture
 from train.mixture.settings import MixtureSearch, changed
 from train.mixture.sources import held_out_sets, natural_tokens
 from train.overlays import merge
+from train.statistics import mean_interval
 from train.tokenizer import make_tokenizer
 
 Verdict = Literal["no fit", "no gain predicted", "predicted", "confirmed", "not confirmed", "worse"]
@@ -183,14 +184,13 @@ def verdict_line(found: Found) -> str:
     return f"{line} {ends[found.verdict]}"
 
 
-def paired_interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95% confidence interval (Student's t)."""
-    values = np.asarray(differences, float)
-    mean = float(values.mean())
-    if np.ptp(values) == 0:
-        return mean, mean, mean
-    low, high = ttest_rel(values, np.zeros_like(values)).confidence_interval(0.95)
-    return mean, float(low), float(high)
+def gained(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of before minus after, pair by pair, and the ends of its 95% confidence interval, which are infinitely far
+    for a single pair."""
+    interval = mean_interval(np.subtract(before, after).tolist())
+    assert interval is not None, "there are pairs"
+    half = math.inf if interval.half is None else interval.half
+    return interval.mean, interval.mean - half, interval.mean + half
 
 
 def _checked(
@@ -208,7 +208,7 @@ def _checked(
             loss = _objective(list(runs[name][-1].values()), held_out)
             say(f"check {number + 1} of {config.verify_seeds}, {name}: loss {loss:.4f}")
     objectives = {name: [_objective(list(losses.values()), held_out) for losses in each] for name, each in runs.items()}
-    gain, low, high = paired_interval(np.subtract(objectives["natural"], objectives["fitted"]).tolist())
+    gain, low, high = gained(objectives["natural"], objectives["fitted"])
     check = Check(natural=tuple(runs["natural"]), fitted=tuple(runs["fitted"]), gain=gain, low=low, high=high)
     verdict: Verdict = "confirmed" if low > 0 else "worse" if high < 0 else "not confirmed"
     return dataclasses.replace(found, check=check, verdict=verdict)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from train.data import Example
 from train.mixture.corpus import CorpusConfig, write_corpus
 from train.mixture.labels import target_shares
 from train.mixture.proxy import held_out_loss
-from train.mixture.search import paired_interval, search, verdict_line
+from train.mixture.search import gained, search, verdict_line
 from train.mixture.settings import MixtureSearch, load_search
 from train.mixture.sources import held_out_sets, natural_tokens
 from train.tokenizer import make_tokenizer
@@ -254,11 +255,12 @@ def test_tokens_and_held_out_sets_come_from_the_labels(corpus, tmp_path) -> None
         held_out_sets(config.train.evaluation.sources, tok, weighted, data)
 
 
-def test_paired_interval_is_students() -> None:
-    """Mean 2, standard deviation 1, n 3: 2 +- 4.303 / sqrt(3)."""
-    mean, low, high = paired_interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), rel=1e-4)
-    assert paired_interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
+def test_gain_is_a_paired_difference_with_students_interval() -> None:
+    """Differences 1, 2, 3: mean 2, standard deviation 1, n 3: 2 +- 4.303 / sqrt(3). One pair says nothing."""
+    found = gained([5.0, 6.0, 7.0], [4.0, 4.0, 4.0])
+    assert found == pytest.approx((2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), rel=1e-4)
+    assert gained([3.0, 2.0], [2.0, 1.0]) == (1.0, 1.0, 1.0)
+    assert gained([3.0], [2.0]) == (1.0, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
