@@ -69,6 +69,11 @@ ROWS = [
     command("0.6b", "v5e:2x4", "fsdp=8", "train", 32768, 8),
     command("8b", "v5e:2x4", "fsdp=8", "train", 4096, 8),  # does not fit: what is printed then
 ]
+STAGES = [  # of pretraining, from their files
+    f"qwen3-jax plan --config configs/train/stages/{name}.yaml --topology v5p:4x4x4 model.base=qwen3-{model}"
+    for model in ("8b", "30b-a3b")
+    for name in ("1-general", "2-reasoning", "3-long")
+]
 _LARGE = [row for row in ROWS if "qwen3-8b" in row and "v5p" in row and "--mode train" in row]
 WHOLE_SLICE = [row for row in _LARGE if "fsdp=64" in row or "fsdp=256" in row]
 WEAK = [row for row in _LARGE if row not in WHOLE_SLICE]  # 8, 64, 256, 1,024 chips
@@ -253,6 +258,13 @@ def write() -> None:
         *table([*header, "optimizer", *rest], memory_rows(ROWS, plans, "train")),
         "",
         *known_point(plans),
+        "### The three stages",
+        "",
+        "The same from the files of `configs/train/stages`, in their order (general, reasoning, long context): batches of",
+        "4.2 million tokens on 64 chips.",
+        "",
+        *table([*header, "optimizer", *rest], memory_rows(STAGES, plans, "train")),
+        "",
         "## Decoding",
         "",
         "bfloat16; the loop of 32 tokens with sampling, every row's cache full; per token of each row. The cache is",
@@ -287,7 +299,7 @@ def write() -> None:
                 "model",
                 "peak / model",
             ],
-            traffic_rows(ROWS, plans),
+            traffic_rows([*ROWS, *STAGES], plans),
         ),
         "",
     ]
@@ -316,7 +328,7 @@ def main() -> None:
     """Compiles, writes, or both."""
     args = arguments(__doc__)
     if args.run:
-        run(ROWS, PLANS, args.seconds, args.per_plan_seconds)
+        run([*ROWS, *STAGES], PLANS, args.seconds, args.per_plan_seconds)
     if args.write:
         write()
 
