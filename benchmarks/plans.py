@@ -305,8 +305,8 @@ def write() -> None:
     ]
     if weak:
         lines += weak_scaling(plans, weak)
-    missing = [row for row in ROWS if row not in plans]
-    lines += ["## Commands", "", "```", *(row for row in ROWS if row in plans), "```", ""]
+    missing = [row for row in (*ROWS, *STAGES) if row not in plans]
+    lines += ["## Commands", "", "```", *(row for row in (*ROWS, *STAGES) if row in plans), "```", ""]
     if missing:
         lines += ["Not compiled yet (nothing is estimated in their place):", "", "```", *missing, "```", ""]
     lines += ["Made by `python -m benchmarks.plans --run` and `--write`; all values in `plans.json`."]
