@@ -222,9 +222,9 @@ def report(best: dict[tuple[str, str], float], bandwidth: float, rate: float) ->
         f"MB, as eight tokens choose {touched:.1f} of a layer's experts on average). Prefill multiplies by the active "
         f"parameters, at the {rate / 1e9:.0f} GFLOP/s of a large product.",
         "",
-        "**What bounds prefill.** The experts' products run tile by tile in a loop: three of them are 14 ms of a layer's "
-        "16, where three products of as many rows with one matrix take 6.5 (measured alone). A group of 128 rows on "
-        "average takes one and a half tiles of 128; shorter tiles are slower.",
+        "**What bounds prefill.** The experts' products run tile by tile in a loop: three of them are 14 ms of a "
+        "layer's 16, where three products of as many rows with one matrix take 6.5 (measured alone). A group of 128 "
+        "rows on average takes one and a half tiles of 128; shorter tiles are slower.",
     ]
 
 

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from qwen3_jax.checkpoint import from_pretrained, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.lora import init_adapters, make_lora
+from qwen3_jax.lora_files import WEIGHTS, save_adapters
 from qwen3_jax.model import Qwen3
 from qwen3_jax.tokenizer import load_tokenizer
 from tests.distributed import worker
@@ -60,6 +63,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     tok = load_tokenizer(write_tokenizer(directory / "tokenizer"))
     model = Qwen3(config, generation=GenerationDefaults(eos_token_ids=(config.vocab_size - 1,)))
     save_pretrained(directory / "checkpoint", model, random_params(config, "stacked"), tokenizer=tok)
+    lora = make_lora(config, 2, 4, "all-linear")
+    drawn = init_adapters(config, lora, "stacked", jax.random.key(0))
+    save_adapters(directory / "adapters", model.clone(lora=lora), jax.tree.map(lambda x: x + 0.5, drawn))
     settings = {
         "steps": STEPS,
         "model": config.to_hf(),
@@ -104,6 +110,14 @@ def test_answers_are_those_of_one_process(job: Job, alone: Alone) -> None:
 
 def test_what_was_loaded_is_saved_again_bit_for_bit(job: Job, alone: Alone) -> None:
     same_parameters(job.directory / "again", alone.directory / "checkpoint", 0.0)
+
+
+def test_adapters_are_saved_again_bit_for_bit(job: Job, alone: Alone) -> None:
+    ours, theirs = (
+        load_file(path / WEIGHTS) for path in (job.directory / "adapters-again", alone.directory / "adapters")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_training_is_that_of_one_process(job: Job, alone: Alone) -> None:

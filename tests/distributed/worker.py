@@ -17,6 +17,7 @@ import numpy as np
 
 from infer import GenerationConfig, generate
 from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.lora_files import load_adapters, save_adapters
 from qwen3_jax.tokenizer import load_tokenizer
 from sharding import parse_mesh
 from sharding.distributed import start
@@ -49,11 +50,12 @@ class Words:
 
 
 def answers(checkpoint: Path, mesh: Any, again: Path) -> list[dict[str, Any]]:
-    """Greedy answers with a budget; also writes the parameters anew."""
+    """Greedy answers with a budget; also writes anew the parameters, and the adapters beside the checkpoint."""
     model, params = from_pretrained(checkpoint, dtype="float32", mesh=mesh, layout="stacked")
     tok = load_tokenizer(checkpoint)
     results = generate(model, params, tok, PROMPTS, CONFIGS)
     save_pretrained(again, model, params, tokenizer=tok)
+    save_adapters(again.with_name("adapters-again"), *load_adapters(checkpoint.with_name("adapters"), model, params))
     return [dataclasses.asdict(result) for result in results]
 
 
