@@ -1,8 +1,9 @@
 """Kills a training run again and again, and looks whether anything is lost; then whether a long run's memory grows.
 
 `make soak` kills ten times at random steps. `SOAK_MINUTES=30 make soak` goes on for 30 minutes, SIGTERM among the
-kills, with 40% of the time for the memory of two runs that are left alone side by side: one saves as often as the runs
-that are killed, one at the default interval. `--out FILE` writes the result down.
+kills, with half of the time for the memory of two runs that are left alone side by side: one saves at the default
+interval and must not grow; one, as often as the runs that are killed, shows what a save costs. `--out FILE` writes the
+result down.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from train.config import TrainConfig
 
 REPO = Path(__file__).parents[2]
 STEPS, INTERVAL = 600, 20
-ALONE_INTERVALS = (INTERVAL, TrainConfig.checkpoint_every)  # of the runs whose memory is watched
+JUDGED_INTERVAL = TrainConfig.checkpoint_every  # of the run whose memory must not grow
 MODEL = {
     "model_type": "qwen3_moe",
     "vocab_size": 768,
@@ -151,8 +152,9 @@ def compare(run: Run, reference: Run) -> None:
 
 
 def left_alone(root: Path, minutes: float) -> list[Growth]:
-    """Resident memory, every second, of one run for each of `ALONE_INTERVALS`, side by side."""
-    runs = [Run(root, f"alone{interval}", steps=100_000_000, interval=interval) for interval in ALONE_INTERVALS]
+    """Resident memory, every second, of one run for each interval, side by side."""
+    intervals = (JUDGED_INTERVAL, INTERVAL)
+    runs = [Run(root, f"alone{interval}", steps=100_000_000, interval=interval) for interval in intervals]
     processes = [run.start() for run in runs]
     watched = [psutil.Process(process.pid) for process in processes]
     samples: list[list[tuple[float, int, int]]] = [[] for _ in runs]
@@ -168,7 +170,7 @@ def left_alone(root: Path, minutes: float) -> list[Growth]:
             process.send_signal(signal.SIGTERM)
         statuses = [process.wait(60) for process in processes]
     assert statuses == [0] * len(runs), f"SIGTERM must end with 0, got {statuses}"
-    return [growth(taken, interval) for taken, interval in zip(samples, ALONE_INTERVALS, strict=True)]
+    return [growth(taken, interval) for taken, interval in zip(samples, intervals, strict=True)]
 
 
 def main() -> int:
@@ -191,16 +193,16 @@ def main() -> int:
         verdict.runs += 1
         shutil.rmtree(run.run_dir)
         print(verdict.line(), flush=True)
-        if time.monotonic() - began > 60 * args.minutes * 0.6:
+        if time.monotonic() - began > 60 * args.minutes * 0.5:
             break
     if args.minutes:
-        memory = left_alone(root, args.minutes * 0.4)
+        memory = left_alone(root, args.minutes * 0.5)
         print("\n".join(grown.line() for grown in memory), flush=True)
     text = report(verdict, memory, args.minutes, f"{platform.machine()}, {os.cpu_count()} cores")
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
     shutil.rmtree(root)
-    return 0 if all(grown.passes for grown in memory) else 1
+    return 0 if all(grown.passes for grown in memory if grown.interval == JUDGED_INTERVAL) else 1
 
 
 if __name__ == "__main__":

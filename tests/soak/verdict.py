@@ -56,10 +56,10 @@ def report(verdict: Verdict, memory: Sequence[Growth], minutes: float, machine: 
     if memory:
         lines += [
             "",
-            "Memory of runs left alone side by side, in the last 40% of the time. The goal is under 1% an hour of",
-            "each: of the one that saves at the default interval, and of the one that saves far more often than real",
-            f"runs do. The first quarter is warm-up; a line through means over {BLOCK:.0f} seconds, with 95%",
-            "confidence; the cost of a save lays all growth to the saves.",
+            "Memory of two runs left alone side by side, in the second half of the time. The goal is under 1% an",
+            f"hour for the first, which saves at the default interval ({memory[0].interval} steps: here far more often",
+            "than real runs do); the second shows what a save costs. The first quarter is warm-up; a line through",
+            f"means over {BLOCK:.0f} seconds, with 95% confidence; the cost of a save lays all growth to the saves.",
             "",
             "| a save every | saves an hour | minutes, steps | resident | growth an hour | KiB a save | under 1% |",
             "|---|---|---|---|---|---|---|",
