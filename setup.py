@@ -12,6 +12,7 @@ RUNTIME = [
     "grain>=0.2.15,<0.3",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "tensorstore>=0.1.74",  # orbax's; mended in train/tensorstore_json.py
     "jaxtyping>=0.3.7",
     "jinja2>=3.1.6",
     "ml_dtypes>=0.5",

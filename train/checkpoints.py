@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from sharding.processes import first_does
 from train.full_disk import is_full_disk, tell_once
 from train.state import TrainState
+from train.tensorstore_json import keep_nothing
 
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
 
@@ -36,6 +37,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         tell_once()
+        keep_nothing()  # else the process grows with each save
 
     def __enter__(self) -> "Checkpoints":
         return self
