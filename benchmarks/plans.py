@@ -119,7 +119,7 @@ def memory_rows(commands: Sequence[str], plans: dict[str, Any], mode: str) -> li
         rate = f"{plan['mfu_bound']:.0%} MFU" if mode == "train" else f"{plan['tokens_per_second_bound']:,.0f} tokens/s"
         rows.append(
             [
-                plan["model"].removeprefix("qwen3-"),
+                _name(row, plan),
                 f"{plan['topology']} ({plan['chips']})",
                 mesh_text(plan["mesh"]) + (", dense whole" if plan.get("rules") else ""),
                 f"{plan['batch_size']} x {plan['sequence_length']:,}",
@@ -133,6 +133,12 @@ def memory_rows(commands: Sequence[str], plans: dict[str, Any], mode: str) -> li
             ]
         )
     return rows
+
+
+def _name(command: str, plan: dict[str, Any]) -> str:
+    """In: the command of a stage     Out: "8b, 1-general" """
+    stage, _, base = Path(plan["model"]).stem, *command.partition("model.base=qwen3-")[1:]
+    return f"{base}, {stage}" if base else plan["model"].removeprefix("qwen3-")
 
 
 def _short(value: float) -> str:
@@ -150,7 +156,7 @@ def traffic_rows(commands: Sequence[str], plans: dict[str, Any]) -> list[Sequenc
         expected, found = sum(plan["estimate"]["communication_bytes"].values()), sum(sent.values())
         rows.append(
             [
-                f"{plan['model'].removeprefix('qwen3-')} {plan['mode']} {plan['topology']}",
+                f"{_name(row, plan)} {plan['mode']} {plan['topology']}",
                 *(f"{sent.get(kind, 0) / GIB:.2f}" for kind in kinds),
                 f"{found / GIB:.2f}",
                 f"{expected / GIB:.2f}",

@@ -26,6 +26,11 @@ class Evaluation:
         if not self._every:
             return
         self._batches = [share.place(layout) for share in data.held_out(here)]
+        if not self._batches:
+            raise ValueError(
+                "evaluation must have a held-out example that fills a batch's row, got none: give more by "
+                "evaluation.sources or data.held_out, or set evaluation.every=0"
+            )
         domains = max(len(data.domain_names), 1)
 
         def losses(params: Any, batch: Batch) -> tuple[Float[Array, "domains"], Float[Array, "domains"]]:

@@ -49,6 +49,7 @@ class _Run:
     mesh: Mesh | None
     layout: NamedSharding | None
     here: Sequence[int]
+    evaluation: Evaluation
 
 
 def train(
@@ -78,9 +79,11 @@ def train(
         here = streams_here(config.data.streams, config.data.rows, config.data.length, layout)
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
+        # Before there are parameters: a mistake in it shows in seconds.
+        run = _Run(config, data, model, mesh, layout, here, Evaluation(config, model, data, here, layout))
         with Checkpoints(run_dir / "checkpoints", config.keep_checkpoints) as checkpoints:
             state, places = begin(config, model, mesh, checkpoints, initial)
-            state = _steps(_Run(config, data, model, mesh, layout, here), checkpoints, state, places, stop)
+            state = _steps(run, checkpoints, state, places, stop)
     if int(state.step) < config.steps and is_first():
         print(f"asked to stop: saved step {int(state.step)}; the same command goes on from there", flush=True)
     return model, jax.block_until_ready(state)
@@ -107,7 +110,6 @@ def _steps(
     step_function = make_step(run.model, config, run.mesh, max(len(run.data.domain_names), 1))
     with contextlib.ExitStack() as stack:
         reporter = stack.enter_context(_reporting(run, first))
-        evaluation = Evaluation(config, run.model, run.data, run.here, run.layout)
         profile = stack.enter_context(contextlib.closing(Profile(config, first)))
         stream = stack.enter_context(contextlib.closing(prefetch(run.data.batches(run.here, places))))
         for step in range(first, config.steps + 1):
@@ -117,8 +119,8 @@ def _steps(
                 batch = share.place(run.layout)
                 state, metrics = step_function(state, batch)
                 reporter.push(step, metrics, count_work(batch.segment_ids), share)
-                if evaluation.due(step):
-                    reporter.attach(evaluation(state))
+                if run.evaluation.due(step):
+                    reporter.attach(run.evaluation(state))
             profile.after(step, metrics)
             checkpoints.check()
             stopping = stop.asked(step)

@@ -19,6 +19,7 @@ from train.lora import claim_base
 from train.run_dir import Lock, claim, stored_config
 from train.stop import Stop
 from train.tokenizer import write_tokenizer
+from train.without_effect import without_effect
 
 USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
 
@@ -46,6 +47,8 @@ def run(config: TrainConfig) -> Path | None:
     config = resolve(config, None if earlier is None else earlier.model)
     ModelConfig.from_hf(config.model)  # a mistake in it shows before anything is written
     _check_vocabulary(config)
+    for line in without_effect(config):
+        warnings.warn(line, stacklevel=2)
     with Stop() as stop, Lock(run_dir):
         first_does(partial(claim, run_dir, config))
         if config.lora is not None:

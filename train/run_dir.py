@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,8 +29,10 @@ import yaml
 from sharding.processes import first_does
 from train.config import TrainConfig, parse, to_dict
 
-# What may differ between two starts of a run: it decides none of the run's numbers.
-FREE = frozenset({"run_dir", "report", "checkpoint_every", "keep_checkpoints", "mesh"})
+# What may differ between two starts of a run: it decides none of what is learnt. A name stands for all beneath it.
+FREE = frozenset(
+    {"run_dir", "report", "checkpoint_every", "keep_checkpoints", "mesh", "evaluation", "data.threads", "data.cache"}
+)
 
 
 class Lock:
@@ -86,26 +89,63 @@ def stored_config(run_dir: Path) -> TrainConfig | None:
 
 def claim(run_dir: Path, config: TrainConfig) -> None:
     """Writes config.yaml, or requires the one there to be the same but for what may change between starts; then notes
-    this start in environment.json.
+    this start in environment.json. A run that never made a step (its data was not found, say) is forgotten.
 
     Raises:
-      ValueError: it holds a run of another configuration; the keys that differ are named.
+      ValueError: it holds a run of another configuration; the keys that differ are named, with both values.
     """
     path = run_dir / "config.yaml"
     ours = to_dict(config) | {"run_dir": ""}
-    if path.exists():
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        differ = [key for key in differ if key not in FREE]
-        if differ:
-            raise ValueError(
-                f"{run_dir} must be empty or hold this run, got one that differs in {', '.join(differ)}: "
-                "choose another run_dir"
-            )
-    else:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    theirs = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    differ = [] if theirs is None else _differences(theirs, ours, config)
+    if differ and _begun(run_dir):
+        raise ValueError(
+            f"{run_dir} must be empty or hold this run, got one that differs in {'; '.join(differ)}: choose another "
+            "run_dir (with init_from to go on from its model)"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if theirs is None or differ:
+        for name in ("tokenizer", "base.json"):  # made for the other configuration
+            _remove(run_dir / name)
         replace_text(path, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True))
     note_start(run_dir / "environment.json", config)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """In: {"seed": 0}, {"seed": 1}     Out: ["seed (0 there, 1 now)"]"""
+    there, now = flat(theirs), flat(ours)
+    free = FREE | ({"steps"} if config.optimizer.schedule == "constant" else set())
+    keys = sorted(key for key in there.keys() | now.keys() if there.get(key) != now.get(key) and not _within(key, free))
+    return [f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in keys]
+
+
+def _within(key: str, names: Collection[str]) -> bool:
+    return any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in names)
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether a step was made that another start must go on from."""
+    metrics = run_dir / "metrics.jsonl"
+    saved = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+    return saved or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """In: {"a": {"b": 1}, "c": [{"d": 2}], "e": [3]}     Out: {"a.b": 1, "c[0].d": 2, "e": [3]}"""
+    if isinstance(value, Mapping) and value:
+        inner = [flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        inner = [flat(item, f"{name}[{number}]") for number, item in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: item for each in inner for key, item in each.items()}
 
 
 def note_start(path: Path, config: TrainConfig) -> None:
@@ -120,7 +160,7 @@ def note_start(path: Path, config: TrainConfig) -> None:
         "packages": packages(),
         "devices": f"{len(jax.devices())} {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "config": {key: value for key, value in to_dict(config).items() if key in FREE},
+        "config": {key: value for key, value in flat(to_dict(config)).items() if _within(key, FREE)},
     }
     replace_text(path, json.dumps([*starts, start], indent=1, ensure_ascii=False) + "\n")
 

@@ -64,6 +64,11 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
             f"loss.balance_coefficient has an effect only on a model with experts, got "
             f"{config.loss.balance_coefficient} for a dense one: remove it"
         )
+    if config.loss.balance not in ("global", "none") and not any(sparse for sparse, _ in architecture.segments):
+        raise ValueError(
+            f"loss.balance has an effect only on a model with experts, got {config.loss.balance} for a dense one: "
+            "remove it"
+        )
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:
         for name, size, axis in (("rows", config.data.rows, "batch"), ("length", config.data.length, "sequence")):

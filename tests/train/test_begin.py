@@ -23,6 +23,7 @@ from train.run_dir import stored_config
 from train.state import init_state, state_shardings
 from train.step import TRACES, make_model
 from train.tokenizer import write_tokenizer
+from train.without_effect import without_effect
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:
@@ -56,7 +57,7 @@ def test_a_second_stage_goes_on_where_the_first_ended(first: Path, tmp_path: Pat
     stage; its model has the new context length; a later start needs the first stage no more."""
     changes: dict[str, Any] = {"model": {"max_position_embeddings": 4096}, "evaluation": {"every": 1, "batches": 2}}
     changes |= {"steps": 2, "optimizer": {"warmup_steps": 1, "learning_rate": 1e-2}, "checkpoint_every": 1}
-    second = config(tmp_path / "second", init_from=str(first), **changes)
+    second = config(tmp_path / "second", init_from=str(first), tokenizer={}, **changes)
     model, _ = from_pretrained(run(second), dtype="float32")
     told = lines(tmp_path / "second")
     assert told[0]["eval_loss"] == pytest.approx(lines(first)[-1]["eval_loss"], rel=1e-6)
@@ -154,3 +155,81 @@ def test_nothing_is_drawn_where_a_checkpoint_is_restored(first: Path) -> None:
     before = TRACES["train_step"]
     run(config(first))
     assert TRACES["train_step"] == before
+
+
+def files(directory: Path) -> dict[str, Any]:
+    """Data from a file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    records = [{"text": f"{number} and {number + 1}, so it goes on", "domain": "n"} for number in range(60)]
+    (directory / "text.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return {"rows": 2, "length": 64, "sources": [{"path": str(directory / "text.jsonl")}], "cache": str(directory)}
+
+
+def test_a_start_without_a_step_claims_nothing(tmp_path: Path) -> None:
+    """The corrected command starts in the same run_dir, with the tokenizer that it says and not the one of before."""
+    data = files(tmp_path / "data")
+    missing = data | {"sources": [{"path": str(tmp_path / "nope.jsonl")}]}
+    changes: dict[str, Any] = {"steps": 1, "optimizer": {"warmup_steps": 0}, "evaluation": {}, "checkpoint_every": 1}
+    with pytest.raises(FileNotFoundError, match=r"nope.jsonl"):
+        run(config(tmp_path / "run", data=missing, **changes))
+    without = data | {"held_out": 1e-9}
+    with pytest.raises(ValueError, match=r"evaluation must have a held-out example|data\.held_out"):
+        run(config(tmp_path / "run", data=without, **changes | {"evaluation": {"every": 1}}))
+    first = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
+    changes["tokenizer"] = {"vocab_size": 284, "corpus_size": 60}
+    assert run(config(tmp_path / "run", data=data, **changes)) == tmp_path / "run" / "model"
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes() != first
+    with pytest.raises(ValueError, match=r"differs in seed \(0 there, 5 now\): choose another run_dir"):
+        run(config(tmp_path / "run", data=data, seed=5, **changes))
+
+
+def test_nothing_to_evaluate_shows_before_there_are_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("parameters were made first")
+
+    monkeypatch.setattr("train.loop.begin", never)
+    data = files(tmp_path / "data") | {"length": 8}  # no document fits a row
+    with pytest.raises(ValueError, match="held-out"):
+        run(config(tmp_path / "run", data=data, evaluation={"every": 1}))
+    for name, value in (("batches", 0), ("rows", -3), ("every", -5)):
+        with pytest.raises(ValueError, match=f"evaluation.{name} must be at least"):
+            config(tmp_path / "run", evaluation={name: value})
+
+
+def test_what_decides_nothing_learnt_may_change_and_a_constant_run_may_go_on(tmp_path: Path) -> None:
+    data = files(tmp_path / "data") | {"threads": 0}
+    rate = {"warmup_steps": 0, "schedule": "constant"}
+    changes: dict[str, Any] = {"steps": 2, "optimizer": rate, "evaluation": {}, "checkpoint_every": 1}
+    run(config(tmp_path / "run", data=data, **changes))
+    moved = tmp_path / "cache"
+    changes |= {"steps": 4, "evaluation": {"every": 2, "batches": 1, "sources": data["sources"]}}
+    run(config(tmp_path / "run", data=data | {"threads": 1, "cache": str(moved)}, **changes))
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+    whole = config(tmp_path / "whole", data=data, **changes)
+    run(whole)
+    assert [line["loss"] for line in lines(tmp_path / "whole")] == [line["loss"] for line in lines(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"loss": {"balance": "micro_batch"}}, "loss.balance=micro_batch is loss.balance=global"),
+        ({"evaluation": {"sources": [{"path": "x"}]}}, "evaluation.sources are not read"),
+        ({"data": {"sources": [{"path": "x"}], "held_out": 0.1}, "evaluation": {}}, "nothing evaluates with"),
+        (
+            {
+                "data": {"sources": [{"path": "x"}], "held_out": 0.1},
+                "evaluation": {"every": 1, "sources": [{"path": "y"}]},
+            },
+            "as there are evaluation.sources",
+        ),
+        ({"data": {"sources": [{"path": "x"}], "curriculum_examples": 9}}, "data.curriculum_examples is of the pocket"),
+        ({"init_from": "x", "tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size has no effect with init_from"),
+        ({}, None),
+    ],
+)
+def test_settings_without_effect_are_said(tmp_path: Path, changes: Any, says: str | None) -> None:
+    plain: dict[str, Any] = {"tokenizer": {}}
+    told = list(without_effect(config(tmp_path, **plain | changes)))
+    assert len(told) == (says is not None)
+    assert says is None or says in told[0]

@@ -147,7 +147,10 @@ def test_run_exports_a_checkpoint_that_loads_and_refuses_another_configuration(t
     again, same = from_pretrained(run(settings), dtype="float32")  # nothing left to do: exports again
     jax.tree.map(np.testing.assert_array_equal, params, same)
     assert again.config == model.config
-    with pytest.raises(ValueError, match="got one that differs in optimizer, steps"):
+    says = (
+        r"got one that differs in optimizer.b1 \(0.9 there, 0.5 now\); steps \(4 there, 9 now\): choose another run_dir"
+    )
+    with pytest.raises(ValueError, match=says):
         run(dataclasses.replace(settings, steps=9, optimizer=dataclasses.replace(settings.optimizer, b1=0.5)))
 
 

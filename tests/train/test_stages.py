@@ -1,19 +1,26 @@
 """The three stages of pretraining: full-size files are the report's, and trace; small ones run one after another."""
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from qwen3_jax.checkpoint import from_pretrained
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.model_configs import load_model_config
+from qwen3_jax.tokenizer import load_tokenizer
 from sharding import named_sharding
+from tests import tiny
 from tests.support import REPO
 from train.config import TrainConfig, load_config
-from train.data import Batch
+from train.data import Batch, make_data
 from train.mixture.corpus import CorpusConfig, write_corpus
 from train.run import run
 from train.state import abstract_state
@@ -74,6 +81,43 @@ def test_a_full_stage_traces_on_a_mesh(name: str, base: str) -> None:
     with jax.set_mesh(mesh):
         after = jax.eval_shape(lambda state, batch: jax.tree.leaves(step(state, batch)[0]), state, batch)
     assert [leaf.shape for leaf in after] == [leaf.shape for leaf in jax.tree.leaves(state)]
+
+
+@pytest.mark.filterwarnings("ignore:.*documents are left out")  # the long stage takes no short ones
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_line_of_a_full_stage_finds_its_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as it stands there, with a small corpus, down to batches to train on and to evaluate; what is made
+    smaller is the model, the batch and, for so few documents, a larger share that is held out."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split((STAGES / f"{name}.yaml").read_text().splitlines()[0])
+    assert words[1:4] == ["qwen3-jax", "train", f"configs/train/stages/{name}.yaml"]
+    config = load_config(STAGES / f"{name}.yaml", words[4:])
+    assert config.evaluation.every
+    assert config.data.held_out
+    rng, domains = np.random.default_rng(0), [weight.labels["domain"] for weight in config.data.mixture.weights]
+    folder = tmp_path / Path(config.data.sources[0].path).parent
+    folder.mkdir()
+    texts = ["".join(rng.choice(list("abcdefgh "), 60)) for _ in range(200)]
+    table = {"text": texts, "domain": [domains[i % len(domains)] for i in range(200)], "language": ["en"] * 200}
+    parquet.write_table(pyarrow.table(table), folder / "part.parquet")
+    small = dataclasses.replace(
+        config.data,
+        rows=8,
+        length=128,
+        streams=2,
+        held_out=0.2,
+        cache=str(tmp_path / "cache"),
+        lengths=tuple(dataclasses.replace(part, minimum=1, maximum=128) for part in config.data.lengths[:1]),
+    )
+    config = dataclasses.replace(config, data=small)
+    data = make_data(config, load_tokenizer(tiny.write_tokenizer(tmp_path / "tokenizer")))
+    assert set(data.domain_names) == set(domains)
+    held_out = [share.place(None) for share in data.held_out(range(2))]
+    assert held_out[0].loss_mask.any()
+    share, _ = next(data.batches(range(2), None))
+    assert share.place(None).tokens.shape == (8, 128)
 
 
 @pytest.mark.filterwarnings("ignore:.*documents are left out")  # the long stage takes no short ones

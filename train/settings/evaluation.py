@@ -12,4 +12,9 @@ class EvaluationConfig:
     every: int = 0  # steps; 0: never
     rows: int = 0  # packed rows an evaluation; 0: as many as a batch has
     batches: int = 4  # the same ones at every evaluation
-    sources: tuple[SourceConfig, ...] = ()  # none: the pocket model's held-out tasks
+    sources: tuple[SourceConfig, ...] = ()  # none: the share `data.held_out`, or the pocket model's held-out tasks
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("rows", 0), ("batches", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name} must be at least {least}, got {getattr(self, name)}: correct it")
