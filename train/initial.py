@@ -30,6 +30,11 @@ def source_of(init_from: str) -> Path:
     """
     run_dir = Path(init_from).expanduser()
     if (run_dir / "checkpoints").is_dir() and not (run_dir / "config.json").exists():
+        if (run_dir / "adapter").is_dir():
+            raise FileNotFoundError(
+                f"init_from must be a model, got {init_from}, which trained adapters: merge them (qwen3-jax convert "
+                f"BASE DIR --adapter {run_dir / 'adapter'}) and set init_from=DIR"
+            )
         if not (run_dir / "model" / "config.json").exists():
             raise FileNotFoundError(
                 f"init_from must be a run that is done, got {init_from} without a model: finish it, or "

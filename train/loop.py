@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,19 @@ def _steps(
         reporter = stack.enter_context(_reporting(run, first))
         profile = stack.enter_context(contextlib.closing(Profile(config, first)))
         stream = stack.enter_context(contextlib.closing(prefetch(run.data.batches(run.here, places))))
+        places_after: Mapping[int, Any] = {}
+
+        def save() -> None:
+            reporter.persist()  # before the checkpoint: no step that is saved lacks its line
+            checkpoints.save(state, partial(gather_places, places_after, config.data.streams))
+
         for step in range(first, config.steps + 1):
-            share, places_after = next(stream)
+            try:
+                share, places_after = next(stream)
+            except ValueError:  # a record that can not be read: what was learnt until there is kept
+                if places_after and jax.process_count() == 1:  # others may be a step further
+                    save()
+                raise
             profile.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 batch = share.place(run.layout)
@@ -125,8 +136,7 @@ def _steps(
             checkpoints.check()
             stopping = stop.asked(step)
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
-                reporter.persist()  # before the checkpoint: no step that is saved lacks its line
-                checkpoints.save(state, partial(gather_places, places_after, config.data.streams))
+                save()
             if stopping:
                 break
         reporter.flush()

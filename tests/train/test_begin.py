@@ -110,6 +110,13 @@ def test_a_run_that_is_not_done_has_no_model_to_begin_from(tmp_path: Path) -> No
         run(config(tmp_path / "run", init_from=str(tmp_path / "half")))
 
 
+def test_a_run_of_adapters_is_no_model_to_begin_from(tmp_path: Path) -> None:
+    for name in ("checkpoints", "adapter"):
+        (tmp_path / "lora" / name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"which trained adapters: merge them \(qwen3-jax convert BASE DIR"):
+        run(config(tmp_path / "run", init_from=str(tmp_path / "lora")))
+
+
 def test_parameters_go_straight_onto_the_mesh_as_float32_masters(tmp_path: Path) -> None:
     architecture = tiny.moe_config()
     params = random_params = tiny.random_params(architecture, dtype=np.dtype("bfloat16"))

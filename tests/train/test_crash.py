@@ -124,6 +124,28 @@ def test_sigterm_saves_ends_with_0_and_the_same_command_goes_on(
     assert "--step must be one of the checkpoints [8, 12], got 5" in capsys.readouterr().err
 
 
+def test_a_record_that_can_not_be_read_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was learnt before it is saved, though no checkpoint was due; the next start stops at the same record."""
+
+    def broken() -> None:
+        raise ValueError("text.jsonl line 61 must be a conversation, got 3: correct it")
+
+    words = ["train", write(tmp_path, checkpoint_every=1000), f"run_dir={tmp_path / 'run'}", "steps=12"]
+    monkeypatch.setattr(RUN, "make_data", AtExample(60, broken))
+    assert main(words) == 2
+    told = [line["step"] for line in lines(tmp_path / "run")]
+    assert told == list(range(1, len(told) + 1))
+    assert 0 < len(told) < 12
+    assert committed(tmp_path / "run" / "checkpoints")[0] == len(told)
+    assert main(words) == 2
+    assert [line["step"] for line in lines(tmp_path / "run")] == told
+    assert capsys.readouterr().err.count("line 61 must be a conversation") == 2
+    monkeypatch.undo()
+    assert main(words) == 0  # the record is mended
+
+
 @contextlib.contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[None]:
     """A file system of its own in memory."""
