@@ -59,3 +59,14 @@ def test_its_commands_do_what_it_says(
     told = {name for line in table.splitlines() if "|" in line for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert fields <= told
     assert "eval_loss" in fields
+
+
+def test_the_shipped_example_trains_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for its steps; the whole of it takes one to three minutes on two cores."""
+    words = ["train", str(REPO / "configs" / "train" / "example.yaml"), f"run_dir={tmp_path / 'run'}"]
+    assert main([*words, "steps=3", "optimizer.warmup_steps=1"]) == 0, capsys.readouterr().err
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told] == [1, 2, 3]
+    assert all({"step", "loss", "tokens_per_second"} <= line.keys() for line in told)
+    assert told[-1]["loss"] < told[0]["loss"]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
