@@ -10,7 +10,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.tokenizer import load_tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig, load_config
-from train.data import make_data
+from train.data import claim_data, make_data
 from train.export import export_adapters, export_model
 from train.full_disk import is_full_disk
 from train.initial import load_initial, resolve, source_of
@@ -48,6 +48,7 @@ def run(config: TrainConfig) -> Path | None:
     _check_vocabulary(config)
     with Stop() as stop, Lock(run_dir):
         first_does(partial(claim, run_dir, config))
+        first_does(partial(claim_data, run_dir, config))
         if config.lora is not None:
             first_does(partial(claim_base, run_dir, config.init_from, source_of(config.init_from)))
         first_does(partial(write_tokenizer, run_dir / "tokenizer", config))

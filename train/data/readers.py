@@ -104,6 +104,9 @@ class HuggingFaceReader:
     """A dataset of the `datasets` package: hf:NAME from the hub, or hf:DIRECTORY as `save_to_disk` wrote it.
 
     hf:NAME?name=CONFIG&split=SPLIT names a configuration and a split ("train").
+
+    Attributes:
+      fingerprint: what the package takes for the identity of the contents.
     """
 
     def __init__(self, name: str) -> None:
@@ -118,8 +121,8 @@ class HuggingFaceReader:
             found = found[split] if isinstance(found, datasets.DatasetDict) else found
         else:
             found = datasets.load_dataset(path, split=split, **options)
-        self.name, self._dataset = name, found
-        self.identity = hashlib.sha256(f"{name} {found._fingerprint}".encode()).hexdigest()[:32]
+        self.name, self._dataset, self.fingerprint = name, found, str(found._fingerprint)
+        self.identity = hashlib.sha256(f"{name} {self.fingerprint}".encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -92,6 +92,13 @@ def open_shards(source: SourceConfig, tok: Tokenizer) -> list["TokenShard"]:
     return [TokenShard(directory / shard_name(i), manifest["digest"]) for i in range(manifest["shards"])]
 
 
+def shard_files(directory: Path) -> list[list[Path]]:
+    """The files of each shard, in order."""
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    names = [*(f"{name}.npy" for name in _ARRAYS), "labels.json"]
+    return [[directory / shard_name(number) / name for name in names] for number in range(manifest["shards"])]
+
+
 class TokenShard:
     """A `readers.Reader` of records {"tokens", "loss_mask" where there is one, "labels"}."""
 
