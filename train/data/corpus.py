@@ -110,6 +110,12 @@ class Corpus:
         self._numbers = [names.index(name) for name in self.domain_names]
         self._made.cache_clear()
 
+    def domains_of(self, members: np.ndarray | int) -> set[int]:
+        """Numbers of the domains of these documents (int: of so many from the first on)."""
+        chosen = slice(members) if isinstance(members, int) else members
+        found = np.unique(self.labels.combination[chosen]).tolist()
+        return {self._numbers[self._domain[combination]] for combination in found}
+
     def relabel(self, labels: Labels) -> None:
         """Takes another table of combinations, by which `Example.combination` counts from now on."""
         self.labels = labels
