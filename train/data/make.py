@@ -133,7 +133,7 @@ class Data:
     def _packer(self, stream: int) -> PackIterDataset:
         data = self.config.data
         order: grain.IterDataset
-        if len(self.mixture.cells) == 1:
+        if len(self.mixture.cells) == 1 and (data.streams == 1 or not isinstance(self.documents, Corpus)):
             order = _plain(self.mixture.cells[0].members, self.documents, stream, data)
         else:
             assert isinstance(self.documents, Corpus)
@@ -156,9 +156,9 @@ def make_data(config: TrainConfig, tok: Tokenizer) -> Data:
         source = PocketSource(tok, data, config.seed)
         return endless_data(config, source, source.domain_names, dataclasses.replace(source, split="held_out"))
     cache = cache_of(data)
-    # Lengths are needed before anything is drawn by a mix of lengths, and on every process by a mixture that several
-    # processes read: then no process tokenises the others' part.
-    several = bool(data.mixture.by) and jax.process_count() > 1
+    # Lengths are needed before anything is drawn by a mix of lengths, and on every process by an order that several
+    # processes share: then no process tokenises the others' part.
+    several = (bool(data.mixture.by) or data.streams > 1) and jax.process_count() > 1
     make = partial(Corpus, data.sources, tok, data, cache, count=bool(data.lengths) or several)
     if jax.process_count() > 1:
         first_does(lambda: len(make()))  # the others then find it in the cache, if they share it
@@ -220,7 +220,8 @@ def _with_pieces(documents: Documents, index: int) -> tuple[int, Any]:
 
 
 def _plain(order: Epochs, documents: Documents, stream: int, data: DataConfig) -> grain.IterDataset:
-    """Every N-th document of an order, read ahead by threads."""
+    """Every N-th document of an order, read ahead by threads. Each of several streams comes to the end of an epoch at a
+    time of its own, so they need documents of which none comes twice."""
     mine = grain.MapDataset.source(order)[stream :: data.streams].map(partial(_with_pieces, documents))
     return mine.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=64 if data.threads else 0)

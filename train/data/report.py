@@ -82,7 +82,7 @@ def make_report(
     total = max(int(tokens.sum()), 1)
     weighted = any(cell.labels for cell in mixture.cells)
     drawn: list[int] = max((place["order"].get("drawn", []) for place in places), key=sum, default=[])
-    if len(mixture.cells) == 1:  # each stream counts its own part
+    if not drawn:  # one cell, of which each stream counts its own part
         drawn = [sum(place["order"]["next_index"] for place in places)]
     own = [dict(zip(names, combination, strict=True)) for combination in combinations]
     cell_of = np.array(mixture.cell_of)
