@@ -71,10 +71,10 @@ class LineFile:
             raise ValueError(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
         return record
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
-        """Every record in order, with at least `fields` of what it has."""
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
+        """The records from `start` on, with at least `fields` of what they have."""
         del fields
-        return map(self.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(start, len(self)))
 
 
 def _decompress(source: Path, target: Path) -> None:

@@ -126,9 +126,9 @@ class TokenShard:
         record["labels"] = {name: values[codes[index]] for name, values, codes in columns if codes[index] >= 0}
         return record
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
         del fields
-        return map(self.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(start, len(self)))
 
 
 def _changes(loss: np.ndarray) -> list[int]:
