@@ -1,5 +1,6 @@
 """From files to batches: readers, tokens, mixtures, epochs, packing; all of it resumes exactly."""
 
+from train.data.bad_records import BadRecord
 from train.data.identity import claim_data
 from train.data.make import Data, endless_data, make_data
 from train.data.packing import Batch, Documents, Example, Packed, batches, fill
@@ -7,6 +8,7 @@ from train.data.report import MixtureReport
 from train.data.texts import sample_texts
 
 __all__ = [
+    "BadRecord",
     "Batch",
     "Data",
     "Documents",

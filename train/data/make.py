@@ -128,7 +128,8 @@ class Data:
           places: of the streams: of all of them (`gather_places`), or what one process has.
         """
         values = places.values() if isinstance(places, Mapping) else places
-        return make_report(self.labels, self.combinations, self.mixture, values)
+        malformed = int(self.documents.bad.sum()) if isinstance(self.documents, Corpus) else 0
+        return make_report(self.labels, self.combinations, self.mixture, values, malformed)
 
     def _packer(self, stream: int) -> PackIterDataset:
         data = self.config.data
@@ -164,19 +165,21 @@ def make_data(config: TrainConfig, tok: Tokenizer) -> Data:
         first_does(lambda: len(make()))  # the others then find it in the cache, if they share it
     corpus = make()
     kept = corpus.digests < np.uint64(int(data.held_out * 2**64)) if data.held_out else np.zeros(len(corpus), bool)
+    kept &= ~corpus.bad
+    usable = ~kept & ~corpus.bad
     if data.held_out and not kept.any():
         raise ValueError(
             f"data.held_out must hold out at least one of the {len(corpus)} documents, got none at {data.held_out}: "
             "raise it"
         )
-    mixture = make_mixture(corpus, data.mixture.weights, data.lengths, ~kept, config.seed)
-    _warn_left_out(corpus, mixture, ~kept)
+    mixture = make_mixture(corpus, data.mixture.weights, data.lengths, usable, config.seed)
+    _warn_left_out(corpus, mixture, usable)
     held_out: Corpus | None = corpus if data.held_out else None
     members: np.ndarray | int = np.flatnonzero(kept)
     if config.evaluation.sources:
         plain = dataclasses.replace(data, mixture=type(data.mixture)(), lengths=(), held_out=0.0)
         held_out = Corpus(config.evaluation.sources, tok, plain, cache, count=False)
-        members = len(held_out)
+        members = np.flatnonzero(~held_out.bad) if held_out.bad.any() else len(held_out)
     names = tuple(sorted({*corpus.domain_names, *(held_out.domain_names if held_out else ())}))
     for documents in (corpus, held_out):
         if documents is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
+from train.data.bad_records import BadRecord
 from train.data.line_files import LineFile, identity
 from train.settings import SourceConfig
 
@@ -93,9 +94,9 @@ class ArrayRecordReader:
         try:
             record = json.loads(self._source[index])
         except ValueError as error:
-            raise ValueError(f"{self.name}:{index} must be JSON, got an error ({error}): correct it") from None
+            raise BadRecord(f"{self.name}:{index} must be JSON, got an error ({error}): correct it") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
+            raise BadRecord(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
         return record
 
     def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:

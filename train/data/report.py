@@ -33,12 +33,14 @@ class MixtureReport:
     combinations: a line for each label combination.
     labels: a line for each value of each label.
     dropped: examples left out because they are longer than a row.
+    malformed: records left out because they are, as far as they were read since this start.
     """
 
     weights: tuple[Line, ...]
     combinations: tuple[Line, ...]
     labels: tuple[Line, ...]
     dropped: int
+    malformed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -60,6 +62,8 @@ class MixtureReport:
             text.append(said + (f" {line.epochs:6.2f} epochs" if line.epochs is not None else ""))
         if self.dropped:
             text.append(f"{self.dropped} examples left out: longer than a row")
+        if self.malformed:
+            text.append(f"{self.malformed} malformed records left out")
         return "\n".join(text)
 
 
@@ -68,12 +72,14 @@ def make_report(
     combinations: Sequence[Sequence[str]],
     mixture: Mixture,
     places: Iterable[Mapping[str, Any]],
+    malformed: int = 0,
 ) -> MixtureReport:
     """The report of the streams at `places`.
 
     Args:
       names: of the labels.
       combinations: their values.
+      malformed: records left out.
     """
     places = list(places)
     tokens = np.zeros(len(combinations), np.int64)
@@ -116,4 +122,5 @@ def make_report(
         combinations=tuple(line(every == i, labels, target=target(every == i)) for i, labels in enumerate(own)),
         labels=tuple(line(which, labels, target=target(which)) for which, labels in per_value),
         dropped=sum(place["dropped"] for place in places),
+        malformed=malformed,
     )

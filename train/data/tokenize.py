@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.tokenizer import Tokenizer
+from train.data.bad_records import BadRecord, described
 from train.data.examples import Document, Encoder, fingerprint
 from train.data.readers import Reader, open_readers
 from train.data.tables import label_of
@@ -110,7 +111,7 @@ class _Work:
             own = {name: value for name, value in found.items() if value is not None}
             return [(index, document, own) for document in encoder.documents(record)]
         except ValueError as error:
-            raise ValueError(f"{reader.name}:{local}: {error}") from None
+            raise BadRecord(described(reader.name, local, error)) from None
 
 
 def _ahead(
