@@ -75,12 +75,9 @@ def make_table(
     key = hashlib.sha256(json.dumps([*wanted, dict(encoder.source.labels)], sort_keys=True).encode()).hexdigest()[:32]
     read = _Read(reader, encoder, tuple(names), digests, length, skip)
 
-    def write(path: Path) -> None:
-        np.savez(path, **_in_parts(read, cache, key))
-
     path = cache / f"{key}.npz"
     made = not path.exists()
-    arrays = _load(written_once(path, write))
+    arrays = _load(written_once(path, lambda target: _save(target, _in_parts(read, cache, key))))
     if made:
         for part in cache.glob(f"{key}.*.npz"):
             part.unlink(missing_ok=True)
@@ -127,7 +124,8 @@ class _Read:
         numbers: dict[str, dict[str, int]] = {name: {} for name in self.names}
         codes: dict[str, list[int]] = {name: [] for name in self.names}
         rows: list[tuple[int, int, int]] = []
-        bad, faults = [], []
+        bad: list[int] = []
+        faults: list[tuple[int, str]] = []
         for index, record in enumerate(records, start):
             try:
                 if isinstance(record, BadRecord):
@@ -176,10 +174,9 @@ def _in_parts(read: _Read, cache: Path, key: str) -> dict[str, np.ndarray]:
             parts.append(_load(cache / f"{key}.{len(parts)}.npz"))
     records = read.records(min(len(parts) * _PART, count))
     while len(parts) * _PART < count or not parts:
-        arrays: dict[str, Any] = read(itertools.islice(records, _PART), len(parts) * _PART)
+        parts.append(read(itertools.islice(records, _PART), len(parts) * _PART))
         if count > _PART:
-            written_once(cache / f"{key}.{len(parts)}.npz", lambda path, arrays=arrays: np.savez(path, **arrays))
-        parts.append(arrays)
+            written_once(cache / f"{key}.{len(parts) - 1}.npz", lambda target: _save(target, parts[-1]))
     return _join(parts, read.names)
 
 
@@ -208,6 +205,10 @@ def _with_errors(records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] |
             return
         except BadRecord as error:
             yield error
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
+    np.savez(path, **arrays)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

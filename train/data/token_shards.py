@@ -99,6 +99,12 @@ def shard_files(directory: Path) -> list[list[Path]]:
     return [[directory / shard_name(number) / name for name in names] for number in range(manifest["shards"])]
 
 
+def label_names(shard: Path) -> list[str]:
+    """The labels that some record of a shard has."""
+    names: list[str] = json.loads((shard / "labels.json").read_text(encoding="utf-8"))["names"]
+    return names
+
+
 class TokenShard:
     """A `readers.Reader` of records {"tokens", "loss_mask" where there is one, "labels"}."""
 
