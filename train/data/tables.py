@@ -16,6 +16,7 @@ from train.data.bad_records import BadRecord, described, stopped_by
 from train.data.examples import Encoder, cut
 from train.data.line_files import written_once
 from train.data.readers import Reader
+from train.data.token_shards import TokenShard
 
 MISSING = -1
 _FAULTS = 20  # messages that are kept
@@ -67,6 +68,10 @@ def make_table(
     Raises:
       BadRecord: a record is malformed, and not to be left out.
     """
+    if isinstance(reader, TokenShard) and length and not digests:
+        tokens, sizes = reader.count(length)
+        rest = make_table(reader, encoder, names, digests=False, length=0, cache=cache, skip=skip)
+        return dataclasses.replace(rest, tokens=tokens, sizes=sizes)
     if not (names or digests or length):  # nothing is asked of the records, so none is read
         none = np.zeros(0, np.int64)
         return Table({}, {}, none.astype(np.uint64), none, none, np.zeros(len(reader), bool), ())

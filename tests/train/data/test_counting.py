@@ -22,8 +22,10 @@ from tests.support import REPO
 from tests.train.data.corpora import records, write_jsonl
 from tests.train.pocket_fixtures import MODEL
 from train.data import tables
-from train.data.examples import Encoder
+from train.data.examples import Encoder, cut
 from train.data.readers import open_readers
+from train.data.token_shards import open_shards
+from train.data.tokenize import tokenize
 from train.settings import SourceConfig
 from train.stop import Stop, Stopped
 
@@ -75,6 +77,35 @@ def test_a_count_that_was_killed_goes_on_and_ends_the_same(
     for name in ("digests", "tokens", "sizes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 1  # the parts are gone
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_tokens_made_ahead_are_counted_without_reading_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers as from the documents, also for rows too short to cut into."""
+    rows: list[Any] = [row | {"text": row["text"] * (1 + n % 3)} for n, row in enumerate(records(60))]
+    if kind == "chat":
+        say = [{"role": "user", "content": "hi"}]
+        rows = [{"messages": [*say, {"role": "assistant", "content": row["text"]}], "domain": "x"} for row in rows]
+    source = SourceConfig(path=str(write_jsonl(tmp_path / "in.jsonl", rows)), kind=kind)
+    tok = load_tokenizer(pocket_path())
+    tokenize([source], tok, tmp_path / "out", labels=["domain"], cache=tmp_path)
+    made = SourceConfig(path=str(tmp_path / "out"), kind="tokens")
+    (shard,), encoder = open_shards(made, tok), Encoder(tok, made)
+    stored = [shard[index] for index in range(len(shard))]
+    for length in (1, 2, 17, 40):
+        pieces = [[len(piece.tokens) for piece in cut(*encoder.documents(record), length)] for record in stored]
+        expected = [sum(size for size in sizes if size <= length) for sizes in pieces]
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "documents", None)
+            patch.setattr(type(shard), "__getitem__", lambda *_: pytest.fail("it was read"))
+            found = tables.make_table(
+                shard, encoder, ["domain"], digests=False, length=length, cache=tmp_path / f"{length}"
+            )
+        assert found.sizes.tolist() == expected
+        assert found.tokens.tolist() == [len(record["tokens"]) for record in stored]
+        assert [found.values["domain"][code] for code in found.labels["domain"]] == [row["domain"] for row in rows]
 
 
 def test_sigterm_while_documents_are_counted_ends_with_0_at_once(tmp_path: Path) -> None:
