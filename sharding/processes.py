@@ -53,7 +53,10 @@ def first_does(action: Callable[[], Any]) -> Any:
             result = action()
         except Exception as failure:
             error = failure
-    told = None if error is None else [type(error).__name__, str(error), getattr(error, "errno", None)]
+    known = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, OSError, FloatingPointError)}
+    kinds = [] if error is None else [kind.__name__ for kind in type(error).__mro__]
+    said = next((kind for kind in kinds if kind in known), "")  # a kind of ours is told as the one that it is made of
+    told = None if error is None else [said, str(error), getattr(error, "errno", None)]
     outcome = gather({"result": result, "error": told})[0]
     if error is not None:
         raise error
@@ -61,7 +64,6 @@ def first_does(action: Callable[[], Any]) -> Any:
         kind, text, number = outcome["error"]
         if number is not None:  # by which a full disk is known
             raise OSError(number, f"{text} (on process 0)")
-        known = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, OSError, FloatingPointError)}
         raise known.get(kind, RuntimeError)(f"{text} (on process 0)")
     return outcome["result"]
 

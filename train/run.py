@@ -10,14 +10,14 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.tokenizer import load_tokenizer
 from sharding.processes import first_does
 from train.config import TrainConfig, load_config
-from train.data import make_data
+from train.data import Data, claim_data, make_data
 from train.export import export_adapters, export_model
 from train.full_disk import is_full_disk
 from train.initial import load_initial, resolve, source_of
 from train.loop import Initial, train
 from train.lora import claim_base
 from train.run_dir import Lock, claim, stored_config
-from train.stop import Stop
+from train.stop import Stop, Stopped
 from train.tokenizer import write_tokenizer
 from train.without_effect import without_effect
 
@@ -50,12 +50,15 @@ def run(config: TrainConfig) -> Path | None:
     for line in without_effect(config):
         warnings.warn(line, stacklevel=2)
     with Stop() as stop, Lock(run_dir):
-        first_does(partial(claim, run_dir, config))
-        if config.lora is not None:
-            first_does(partial(claim_base, run_dir, config.init_from, source_of(config.init_from)))
-        first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
-        tok = load_tokenizer(run_dir / "tokenizer")
-        model, state = train(config, make_data(config, tok), _initial(config), stop)
+        try:
+            with stop.at_once():
+                data = _make_ready(config, run_dir)
+        except Stopped:
+            print(
+                "asked to stop before the first step: what was counted of the data is kept; give the same command again"
+            )
+            return None
+        model, state = train(config, data, _initial(config), stop)
         if int(state.step) < config.steps:
             return None
         if model.lora is not None:
@@ -66,6 +69,16 @@ def run(config: TrainConfig) -> Path | None:
         directory = run_dir / "model"
         export_model(run_dir, directory, model, state.averaged)
         return directory
+
+
+def _make_ready(config: TrainConfig, run_dir: Path) -> Data:
+    """What comes before the first step: claims the directory, makes the tokenizer, counts the data."""
+    first_does(partial(claim, run_dir, config))
+    first_does(partial(claim_data, run_dir, config))
+    if config.lora is not None:
+        first_does(partial(claim_base, run_dir, config.init_from, source_of(config.init_from)))
+    first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
+    return make_data(config, load_tokenizer(run_dir / "tokenizer"))
 
 
 def _initial(config: TrainConfig) -> Initial | None:

@@ -1,11 +1,14 @@
 """From files to batches: readers, tokens, mixtures, epochs, packing; all of it resumes exactly."""
 
+from train.data.bad_records import BadRecord
+from train.data.identity import claim_data
 from train.data.make import Data, endless_data, make_data
 from train.data.packing import Batch, Documents, Example, Packed, batches, fill
 from train.data.report import MixtureReport
 from train.data.texts import sample_texts
 
 __all__ = [
+    "BadRecord",
     "Batch",
     "Data",
     "Documents",
@@ -13,6 +16,7 @@ __all__ = [
     "MixtureReport",
     "Packed",
     "batches",
+    "claim_data",
     "endless_data",
     "fill",
     "make_data",

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from qwen3_jax.tokenizer import Tokenizer
+from train.data.bad_records import LeftOut, described, stopped_by
 from train.data.examples import Encoder, cut
-from train.data.packing import Example
+from train.data.packing import Example, NoPieces
 from train.data.readers import Reader, open_readers
 from train.data.tables import MISSING, Table, make_table
 from train.data.token_shards import open_shards
@@ -39,6 +41,7 @@ class Corpus:
     Attributes:
       digests: uint64[n] of the contents, or empty.
       tokens: int64[n], length of each document, or empty.
+      bad: bool[n], the malformed records that are left out; those that are found later too.
       domain_names: values of the label `data.domain`, sorted.
     """
 
@@ -52,7 +55,7 @@ class Corpus:
           FileNotFoundError: a source names no files.
           ValueError: damaged files, records without what their kind needs, or without a label of the mixture.
         """
-        self._length = data.length
+        self._length, self._skip, self._left_out = data.length, data.on_bad_record == "skip", LeftOut()
         self._readers: list[tuple[Reader, Encoder]] = []
         for source in sources:
             for reader in open_shards(source, tok) or open_readers(source, cache):
@@ -69,11 +72,14 @@ class Corpus:
                 digests=data.held_out > 0,
                 length=data.length if count else 0,
                 cache=cache,
+                skip=self._skip,
             )
             for reader, encoder in self._readers
         ]
         self.digests = np.concatenate([table.digests for table in tables])
         self.tokens = np.concatenate([table.tokens for table in tables])
+        self.bad = np.concatenate([table.bad for table in tables])
+        self._warn_of_bad(tables)
         self._sizes = np.concatenate([table.sizes for table in tables]) if count else np.full(len(self), -1, np.int64)
         self.labels = self._join(names, tables, data.mixture.by)
         self._label = data.domain
@@ -88,7 +94,7 @@ class Corpus:
         """The examples of document `index`, in order; one longer than a row where it may not be cut.
 
         Raises:
-          ValueError: the record is malformed; the message names it.
+          BadRecord: the record is malformed, and not to be left out (then it has no pieces); the message names it.
         """
         return self._made(int(index))
 
@@ -110,11 +116,26 @@ class Corpus:
         self._numbers = [names.index(name) for name in self.domain_names]
         self._made.cache_clear()
 
+    def domains_of(self, members: np.ndarray | int) -> set[int]:
+        """Numbers of the domains of these documents (int: of so many from the first on)."""
+        chosen = slice(members) if isinstance(members, int) else members
+        found = np.unique(self.labels.combination[chosen]).tolist()
+        return {self._numbers[self._domain[combination]] for combination in found}
+
     def relabel(self, labels: Labels) -> None:
         """Takes another table of combinations, by which `Example.combination` counts from now on."""
         self.labels = labels
         self.domain_names, self._domain = self._domains(self._label)
         self._made.cache_clear()
+
+    def _warn_of_bad(self, tables: Sequence[Table]) -> None:
+        if self.bad.all():
+            raise ValueError(f"data.sources must hold examples, got {len(self)} malformed records: correct them")
+        for start, table in zip(self._starts.tolist(), tables, strict=False):
+            for local, text in table.faults:
+                self._left_out.note(start + local, text)
+        if self._left_out.named:
+            warnings.warn(f"{int(self.bad.sum())} of {len(self)} records are malformed and left out", stacklevel=3)
 
     def _locate(self, index: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -124,10 +145,15 @@ class Corpus:
         file, local = self._locate(index)
         reader, encoder = self._readers[file]
         try:
-            documents = encoder.documents(reader[local])
+            documents = () if self.bad[index] else encoder.documents(reader[local])
         except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith(reader.name) else f"{reader.name}:{local}: {text}") from None
+            text = described(reader.name, local, error)
+            if not self._skip:
+                raise stopped_by(text) from None
+            self.bad[index] = True
+            self._left_out.note(index, text)
+        if self.bad[index]:
+            return NoPieces()
         combination = int(self.labels.combination[index])
         domain = self._numbers[self._domain[combination]]
         return tuple(
@@ -146,9 +172,10 @@ class Corpus:
                 back = np.array([*(numbers[value] for value in table.values[name]), MISSING], np.int32)
                 parts.append(back[table.labels[name]])  # -1 takes the last one
             column = np.concatenate(parts)
-            if (column == MISSING).any():
+            missing = (column == MISSING) & ~self.bad
+            if missing.any():
                 if name in needed:
-                    first = self.name(int((column == MISSING).argmax()))
+                    first = self.name(int(missing.argmax()))
                     raise ValueError(
                         f"every example must have the label {name!r} of data.mixture.by, {first} has none: "
                         "give it one, or its source a default (data.sources.labels)"
@@ -159,7 +186,9 @@ class Corpus:
             values.append(known)
         if not names:
             return Labels((), ((),), np.zeros(len(self), np.int32))
-        unique, inverse = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
+        rows = np.stack(columns, 1)
+        rows[self.bad] = rows[int((~self.bad).argmax())]  # any, since they are never asked for
+        unique, inverse = np.unique(rows, axis=0, return_inverse=True)
         combinations = tuple(tuple(values[i][code] for i, code in enumerate(row)) for row in unique)
         return Labels(names, combinations, inverse.reshape(-1).astype(np.int32))
 

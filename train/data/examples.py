@@ -65,7 +65,11 @@ class Encoder:
         if isinstance(content, np.ndarray):
             raw = content.astype("<i4").tobytes()
         else:
-            raw = json.dumps(content, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
+            try:
+                text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+            except TypeError as error:
+                raise ValueError(f"{self.field} must be JSON values, got an error ({error}): correct it") from None
+            raw = text.encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
     def fields(self) -> set[str]:
@@ -107,9 +111,12 @@ class Encoder:
         )
 
     def _made_ahead(self, record: Mapping[str, Any], content: Any) -> Document:
-        tokens = np.asarray(content, np.int32)
         mask = record.get("loss_mask")
-        loss = np.ones(len(tokens), bool) if mask is None else np.asarray(mask, bool)
+        try:
+            tokens = np.asarray(content, np.int32)
+            loss = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ValueError(f"tokens must be a list of numbers, got an error ({error}): correct the record") from None
         if tokens.ndim != 1 or loss.shape != tokens.shape:
             raise ValueError(f"tokens and loss_mask must be two lists of one length, got {tokens.shape} {loss.shape}")
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.tok.vocab_size:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from train.data.bad_records import BadRecord
+
 SampleBy = Literal["line", "paragraph", "document"]
 
 
@@ -66,15 +68,15 @@ class LineFile:
             record = json.loads(text) if self._json else {"text": text}
         except ValueError as error:
             kind = "JSON" if self._json else "UTF-8"
-            raise ValueError(f"{self.name}:{index} must be {kind}, got an error ({error}): correct it") from None
+            raise BadRecord(f"{self.name}:{index} must be {kind}, got an error ({error}): correct it") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
+            raise BadRecord(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
         return record
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
-        """Every record in order, with at least `fields` of what it has."""
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
+        """The records from `start` on, with at least `fields` of what they have."""
         del fields
-        return map(self.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(start, len(self)))
 
 
 def _decompress(source: Path, target: Path) -> None:

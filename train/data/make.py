@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from qwen3_jax.tokenizer import Tokenizer
-from sharding.processes import first_does
+from sharding.processes import first_does, gather, is_first
 from train.config import TrainConfig
 from train.data.corpus import Corpus
 from train.data.mixture import Mixture, make_mixture
@@ -23,6 +23,8 @@ from train.data.texts import cache_of
 from train.pocket.source import PocketSource
 from train.settings import DataConfig
 from train.streams import Share, shares
+
+_HELD_OUT = (5,)  # seed of the order of held-out documents, the same for every run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ class Data:
         """The held-out batches, the same at every call: from `evaluation.sources`, else from the share `data.held_out`
         of the examples, or the pocket model's held-out problems.
 
+        Documents of files come in one random order, whatever the seed of the run, so that a few batches are a fair
+        sample of all sources. A domain that has documents and no token in the batches is warned of.
+
         Where there are fewer documents than `batches` hold, the last ones have empty rows, or are missing (one
         process) or empty (several, which make the same number).
 
@@ -77,8 +82,10 @@ class Data:
                 "evaluation must have held-out examples, got none: set evaluation.sources or data.held_out"
             )
         rows = rows or evaluation.rows or data.rows
-        passes = None if isinstance(self.held_out_members, int) and self.held_out_members == ENDLESS else 1
-        order = Epochs(self.held_out_members, (0,), passes=passes, shuffled=False)
+        endless = isinstance(self.held_out_members, int) and self.held_out_members == ENDLESS
+        order = Epochs(self.held_out_members, _HELD_OUT, passes=None if endless else 1, shuffled=not endless)
+        # Packing that chooses among more than it needs takes the long ones first.
+        lookahead = data.lookahead if endless else 1.0
         each, documents = rows // data.streams, self.held_out_documents
         if rows % data.streams:
             raise ValueError(
@@ -90,14 +97,29 @@ class Data:
             iterators = {}
             for stream in here:
                 plain = _plain(order, documents, stream, data)
-                iterators[stream] = iter(PackIterDataset(plain, documents, each, data.length, data.lookahead))
+                iterators[stream] = iter(PackIterDataset(plain, documents, each, data.length, lookahead))
                 stack.callback(iterators[stream].close)
             for _ in range(batches or evaluation.batches):
                 packed = {stream: next(iterator, empty) for stream, iterator in iterators.items()}
                 if jax.process_count() == 1 and all(part is empty for part in packed.values()):
                     break  # several processes make the same number, whatever each has
                 made.append(Share(rows, packed))
+        if isinstance(documents, Corpus):
+            self._warn_unseen(documents, made, rows)
         return made
+
+    def _warn_unseen(self, corpus: Corpus, made: Sequence[Share], rows: int) -> None:
+        """Of domains that these batches do not measure; every process calls it."""
+        parts = [part for share in made for part in share.parts.values()]
+        own = sorted({int(domain) for part in parts for domain in np.unique(part.domains[part.loss_mask])})
+        seen = {domain for process in gather(own) for domain in process}
+        unseen = [self.domain_names[domain] for domain in corpus.domains_of(self.held_out_members) - seen]
+        if unseen and is_first():
+            warnings.warn(
+                f"the held-out batches ({len(made)} of {rows} rows) have no token of the domains "
+                f"{', '.join(sorted(unseen))}, whose loss is not measured: raise evaluation.batches or evaluation.rows",
+                stacklevel=3,
+            )
 
     def report(self, places: Mapping[int, Any] | Sequence[Any]) -> MixtureReport:
         """Tokens by label and by combination, against the target.
@@ -106,12 +128,13 @@ class Data:
           places: of the streams: of all of them (`gather_places`), or what one process has.
         """
         values = places.values() if isinstance(places, Mapping) else places
-        return make_report(self.labels, self.combinations, self.mixture, values)
+        malformed = int(self.documents.bad.sum()) if isinstance(self.documents, Corpus) else 0
+        return make_report(self.labels, self.combinations, self.mixture, values, malformed)
 
     def _packer(self, stream: int) -> PackIterDataset:
         data = self.config.data
         order: grain.IterDataset
-        if len(self.mixture.cells) == 1:
+        if len(self.mixture.cells) == 1 and (data.streams == 1 or not isinstance(self.documents, Corpus)):
             order = _plain(self.mixture.cells[0].members, self.documents, stream, data)
         else:
             assert isinstance(self.documents, Corpus)
@@ -134,22 +157,29 @@ def make_data(config: TrainConfig, tok: Tokenizer) -> Data:
         source = PocketSource(tok, data, config.seed)
         return endless_data(config, source, source.domain_names, dataclasses.replace(source, split="held_out"))
     cache = cache_of(data)
-    # Lengths are needed before anything is drawn by a mix of lengths, and on every process by a mixture that several
-    # processes read: then no process tokenises the others' part.
-    several = bool(data.mixture.by) and jax.process_count() > 1
+    # Lengths are needed before anything is drawn by a mix of lengths, and on every process by an order that several
+    # processes share: then no process tokenises the others' part.
+    several = (bool(data.mixture.by) or data.streams > 1) and jax.process_count() > 1
     make = partial(Corpus, data.sources, tok, data, cache, count=bool(data.lengths) or several)
     if jax.process_count() > 1:
         first_does(lambda: len(make()))  # the others then find it in the cache, if they share it
     corpus = make()
     kept = corpus.digests < np.uint64(int(data.held_out * 2**64)) if data.held_out else np.zeros(len(corpus), bool)
-    mixture = make_mixture(corpus, data.mixture.weights, data.lengths, ~kept, config.seed)
-    _warn_left_out(corpus, mixture, ~kept)
+    kept &= ~corpus.bad
+    usable = ~kept & ~corpus.bad
+    if data.held_out and not kept.any():
+        raise ValueError(
+            f"data.held_out must hold out at least one of the {len(corpus)} documents, got none at {data.held_out}: "
+            "raise it"
+        )
+    mixture = make_mixture(corpus, data.mixture.weights, data.lengths, usable, config.seed)
+    _warn_left_out(corpus, mixture, usable)
     held_out: Corpus | None = corpus if data.held_out else None
     members: np.ndarray | int = np.flatnonzero(kept)
     if config.evaluation.sources:
         plain = dataclasses.replace(data, mixture=type(data.mixture)(), lengths=(), held_out=0.0)
         held_out = Corpus(config.evaluation.sources, tok, plain, cache, count=False)
-        members = len(held_out)
+        members = np.flatnonzero(~held_out.bad) if held_out.bad.any() else len(held_out)
     names = tuple(sorted({*corpus.domain_names, *(held_out.domain_names if held_out else ())}))
     for documents in (corpus, held_out):
         if documents is not None:
@@ -193,7 +223,8 @@ def _with_pieces(documents: Documents, index: int) -> tuple[int, Any]:
 
 
 def _plain(order: Epochs, documents: Documents, stream: int, data: DataConfig) -> grain.IterDataset:
-    """Every N-th document of an order, read ahead by threads."""
+    """Every N-th document of an order, read ahead by threads. Each of several streams comes to the end of an epoch at a
+    time of its own, so they need documents of which none comes twice."""
     mine = grain.MapDataset.source(order)[stream :: data.streams].map(partial(_with_pieces, documents))
     return mine.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=64 if data.threads else 0)

@@ -95,7 +95,8 @@ class MixtureIterDataset(grain.IterDataset):
     The next document is always of the cell with the fewest tokens for its weight. With m the least of tokens / weight,
     every cell has between weight * m tokens and one document more: none is ever more than one document ahead of its
     share. A document goes to the stream that got the fewest tokens so far, which every stream finds out for itself:
-    so epochs and shares hold over all streams together, and no process needs to ask another.
+    so epochs and shares hold over all streams together, and no process needs to ask another. One without tokens comes
+    too: whoever packs counts it as left out.
     """
 
     def __init__(self, cells: Sequence[Cell], size: Callable[[int], int], stream: int, streams: int) -> None:
@@ -132,8 +133,8 @@ class _MixtureIterator(grain.DatasetIterator):
                     raise ValueError(
                         f"data.length must hold an example of {cells[chosen].name}, got none that fits: raise it"
                     )
-                continue
-            self._empty[chosen] = 0
+            else:
+                self._empty[chosen] = 0
             tokens[chosen] += size
             stream = loads.index(min(loads))
             loads[stream] += size
@@ -144,4 +145,9 @@ class _MixtureIterator(grain.DatasetIterator):
         return {"drawn": list(self._drawn), "tokens": list(self._tokens), "loads": list(self._loads)}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if "drawn" not in state:
+            raise ValueError(
+                "the place in the data must be one in the order of all streams, got one that an earlier version "
+                "saved for data.streams above 1: begin again in another run_dir"
+            )
         self._drawn, self._tokens, self._loads = (list(state[key]) for key in ("drawn", "tokens", "loads"))

@@ -33,6 +33,10 @@ class Example:
     combination: int = 0
 
 
+class NoPieces(tuple[Example, ...]):
+    """Of a document that is left out, and was warned of already."""
+
+
 @runtime_checkable
 class Documents(Protocol):
     """Random access: document `index` gives the same examples whenever it is asked for."""
@@ -160,7 +164,7 @@ class _PackIterator(grain.DatasetIterator):
                 elif len(example.tokens):
                     pool.append((index, number, 0, example))
                     total += len(example.tokens)
-            if not pieces:
+            if not pieces and not isinstance(pieces, NoPieces):
                 self._drop(index, "there is nothing to learn in it")
             self._useless = self._useless + 1 if len(pool) == before else 0
             if self._useless == _USELESS:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
+from train.data.bad_records import BadRecord
 from train.data.line_files import LineFile, identity
 from train.settings import SourceConfig
 
@@ -34,7 +35,7 @@ class Reader(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]: ...
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]: ...
 
 
 class ParquetReader:
@@ -62,12 +63,15 @@ class ParquetReader:
         rows: list[dict[str, Any]] = table.slice(index - self._starts[group], 1).to_pylist()
         return _without_none(rows[0])
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
         names = [name for name in self._file.schema_arrow.names if name in fields]
         if not names:
-            yield from itertools.repeat({}, len(self))
-        for batch in self._file.iter_batches(batch_size=1024, columns=names) if names else ():
-            yield from map(_without_none, batch.to_pylist())
+            return itertools.repeat({}, len(self) - start)
+        first = min(bisect.bisect_right(self._starts, start) - 1, len(self._starts) - 1)
+        groups = list(range(first, len(self._starts) - 1))
+        read = self._file.iter_batches(batch_size=1024, row_groups=groups, columns=names)
+        rows = (_without_none(row) for batch in read for row in batch.to_pylist())
+        return itertools.islice(rows, start - self._starts[first], None)
 
 
 class ArrayRecordReader:
@@ -90,20 +94,23 @@ class ArrayRecordReader:
         try:
             record = json.loads(self._source[index])
         except ValueError as error:
-            raise ValueError(f"{self.name}:{index} must be JSON, got an error ({error}): correct it") from None
+            raise BadRecord(f"{self.name}:{index} must be JSON, got an error ({error}): correct it") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
+            raise BadRecord(f"{self.name}:{index} must be a JSON object, got {type(record).__name__}: correct it")
         return record
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
         del fields
-        return map(self.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(start, len(self)))
 
 
 class HuggingFaceReader:
     """A dataset of the `datasets` package: hf:NAME from the hub, or hf:DIRECTORY as `save_to_disk` wrote it.
 
     hf:NAME?name=CONFIG&split=SPLIT names a configuration and a split ("train").
+
+    Attributes:
+      fingerprint: what the package takes for the identity of the contents.
     """
 
     def __init__(self, name: str) -> None:
@@ -118,8 +125,8 @@ class HuggingFaceReader:
             found = found[split] if isinstance(found, datasets.DatasetDict) else found
         else:
             found = datasets.load_dataset(path, split=split, **options)
-        self.name, self._dataset = name, found
-        self.identity = hashlib.sha256(f"{name} {found._fingerprint}".encode()).hexdigest()[:32]
+        self.name, self._dataset, self.fingerprint = name, found, str(found._fingerprint)
+        self.identity = hashlib.sha256(f"{name} {self.fingerprint}".encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -127,11 +134,12 @@ class HuggingFaceReader:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return _without_none(self._dataset[index])
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
         names = [name for name in self._dataset.column_names if name in fields]
         if not names:
-            return itertools.repeat({}, len(self))
-        return map(_without_none, self._dataset.select_columns(names))
+            return itertools.repeat({}, len(self) - start)
+        chosen = self._dataset.select_columns(names)
+        return map(_without_none, chosen.select(range(start, len(self))) if start else chosen)
 
 
 def open_readers(source: SourceConfig, cache: Path) -> list[Reader]:

@@ -33,12 +33,14 @@ class MixtureReport:
     combinations: a line for each label combination.
     labels: a line for each value of each label.
     dropped: examples left out because they are longer than a row.
+    malformed: records left out because they are, as far as they were read since this start.
     """
 
     weights: tuple[Line, ...]
     combinations: tuple[Line, ...]
     labels: tuple[Line, ...]
     dropped: int
+    malformed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -60,6 +62,8 @@ class MixtureReport:
             text.append(said + (f" {line.epochs:6.2f} epochs" if line.epochs is not None else ""))
         if self.dropped:
             text.append(f"{self.dropped} examples left out: longer than a row")
+        if self.malformed:
+            text.append(f"{self.malformed} malformed records left out")
         return "\n".join(text)
 
 
@@ -68,12 +72,14 @@ def make_report(
     combinations: Sequence[Sequence[str]],
     mixture: Mixture,
     places: Iterable[Mapping[str, Any]],
+    malformed: int = 0,
 ) -> MixtureReport:
     """The report of the streams at `places`.
 
     Args:
       names: of the labels.
       combinations: their values.
+      malformed: records left out.
     """
     places = list(places)
     tokens = np.zeros(len(combinations), np.int64)
@@ -82,7 +88,7 @@ def make_report(
     total = max(int(tokens.sum()), 1)
     weighted = any(cell.labels for cell in mixture.cells)
     drawn: list[int] = max((place["order"].get("drawn", []) for place in places), key=sum, default=[])
-    if len(mixture.cells) == 1:  # each stream counts its own part
+    if not drawn:  # one cell, of which each stream counts its own part
         drawn = [sum(place["order"]["next_index"] for place in places)]
     own = [dict(zip(names, combination, strict=True)) for combination in combinations]
     cell_of = np.array(mixture.cell_of)
@@ -116,4 +122,5 @@ def make_report(
         combinations=tuple(line(every == i, labels, target=target(every == i)) for i, labels in enumerate(own)),
         labels=tuple(line(which, labels, target=target(which)) for which, labels in per_value),
         dropped=sum(place["dropped"] for place in places),
+        malformed=malformed,
     )

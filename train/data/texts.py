@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.compile_cache import user_cache
+from train.data.bad_records import LeftOut, described, stopped_by
 from train.data.examples import FIELDS
 from train.data.readers import open_readers
 from train.settings import DataConfig
@@ -17,7 +18,7 @@ def sample_texts(data: DataConfig, count: int, seed: int) -> Iterator[str]:
 
     Raises:
       FileNotFoundError: a source names no files.
-      ValueError: the sources are tokens, or a record is malformed.
+      ValueError: the sources are tokens, or a record is malformed and not to be left out.
     """
     files = []
     for source in data.sources:
@@ -28,14 +29,19 @@ def sample_texts(data: DataConfig, count: int, seed: int) -> Iterator[str]:
         files += [(reader, source.field or FIELDS[source.kind]) for reader in open_readers(source, cache_of(data))]
     starts = np.cumsum([0, *(len(reader) for reader, _ in files)])
     total = int(starts[-1])
-    rng = np.random.default_rng((seed, 4))
+    rng, left_out = np.random.default_rng((seed, 4)), LeftOut()
     for index in np.sort(rng.choice(total, min(count, total), replace=False)).tolist():
         file = int(np.searchsorted(starts, index, side="right")) - 1
         reader, field = files[file]
-        record = reader[index - int(starts[file])]
-        if field not in record:
-            raise ValueError(f"{reader.name}:{index - int(starts[file])} must have {field!r}: set data.sources.field")
-        yield from _texts(record[field])
+        try:
+            texts = _texts(reader[index - int(starts[file])], field)
+        except ValueError as error:
+            text = described(reader.name, index - int(starts[file]), error)
+            if data.on_bad_record == "stop":
+                raise stopped_by(text) from None
+            left_out.note(index, text)
+            continue
+        yield from texts
 
 
 def cache_of(data: DataConfig) -> Path:
@@ -43,12 +49,16 @@ def cache_of(data: DataConfig) -> Path:
     return Path(data.cache).expanduser() if data.cache else user_cache() / "data"
 
 
-def _texts(content: Any) -> Iterator[str]:
+def _texts(record: Mapping[str, Any], field: str) -> list[str]:
+    """What is text in a record."""
+    if field not in record:
+        raise ValueError(f"a record must have {field!r}, got {', '.join(record) or 'nothing'}: set data.sources.field")
+    content = record[field]
     if isinstance(content, str):
-        yield content
-        return
-    for message in content:
-        assert isinstance(message, Mapping)
-        for key in ("role", "reasoning_content", "content"):
-            if isinstance(message.get(key), str):
-                yield message[key]
+        return [content]
+    if not isinstance(content, list) or not all(isinstance(message, Mapping) for message in content):
+        raise ValueError(
+            f"{field} must be text or a list of messages, got {type(content).__name__}: correct the record"
+        )
+    keys = ("role", "reasoning_content", "content")
+    return [message[key] for message in content for key in keys if isinstance(message.get(key), str)]

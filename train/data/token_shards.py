@@ -92,6 +92,19 @@ def open_shards(source: SourceConfig, tok: Tokenizer) -> list["TokenShard"]:
     return [TokenShard(directory / shard_name(i), manifest["digest"]) for i in range(manifest["shards"])]
 
 
+def shard_files(directory: Path) -> list[list[Path]]:
+    """The files of each shard, in order."""
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    names = [*(f"{name}.npy" for name in _ARRAYS), "labels.json"]
+    return [[directory / shard_name(number) / name for name in names] for number in range(manifest["shards"])]
+
+
+def label_names(shard: Path) -> list[str]:
+    """The labels that some record of a shard has."""
+    names: list[str] = json.loads((shard / "labels.json").read_text(encoding="utf-8"))["names"]
+    return names
+
+
 class TokenShard:
     """A `readers.Reader` of records {"tokens", "loss_mask" where there is one, "labels"}."""
 
@@ -115,13 +128,22 @@ class TokenShard:
         if self._loss_ends[index] >= 0:
             changes = self._runs[self._loss_starts[index] : self._loss_ends[index]]
             record["loss_mask"] = _mask(changes, len(tokens))
-        columns = zip(self._names, self._values, self._codes, strict=True)
-        record["labels"] = {name: values[codes[index]] for name, values, codes in columns if codes[index] >= 0}
-        return record
+        return record | self._labelled(index)
 
-    def scan(self, fields: set[str]) -> Iterator[dict[str, Any]]:
-        del fields
-        return map(self.__getitem__, range(len(self)))
+    def scan(self, fields: set[str], start: int = 0) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__ if "tokens" in fields else self._labelled, range(start, len(self)))
+
+    def count(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64[n] tokens of each document, and int64[n] those that its pieces put into rows of `length` (see
+        `examples.cut`); no token is read."""
+        tokens = np.diff(self._starts).astype(np.int64)
+        cuts = -(-(tokens - 1) // max(length - 1, 1)) - 1  # each but the first piece repeats a token
+        long = np.where((self._loss_ends >= 0) | (length < 2), 0, tokens + cuts)
+        return tokens, np.where(tokens <= length, tokens, long)
+
+    def _labelled(self, index: int) -> dict[str, Any]:
+        columns = zip(self._names, self._values, self._codes, strict=True)
+        return {"labels": {name: values[codes[index]] for name, values, codes in columns if codes[index] >= 0}}
 
 
 def _changes(loss: np.ndarray) -> list[int]:

@@ -5,16 +5,18 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from qwen3_jax.tokenizer import Tokenizer
+from train.data.bad_records import BadRecord, described
 from train.data.examples import Document, Encoder, fingerprint
 from train.data.readers import Reader, open_readers
 from train.data.tables import label_of
-from train.data.token_shards import MANIFEST, shard_name, write_shard
+from train.data.token_shards import MANIFEST, label_names, shard_name, write_shard
 from train.settings import SourceConfig
 
 Labelled = tuple[int, Document, dict[str, str]]
@@ -58,10 +60,13 @@ def tokenize(
 
     Raises:
       FileNotFoundError: a source names no files.
-      ValueError: `output` holds something else, or a record is malformed; the message names it.
+      ValueError: there are no records, `output` holds something else, or a record is malformed; the message names it.
     """
     files = [(reader, Encoder(tok, source)) for source in sources for reader in open_readers(source, cache)]
     total = sum(len(reader) for reader, _ in files)
+    if not total:
+        named = ", ".join(reader.name for reader, _ in files[:3]) + (" ..." if len(files) > 3 else "")
+        raise ValueError(f"the inputs must hold examples, got none in {named}: correct them")
     shards = -(-total // shard_records)
     wanted = {
         "records": total,
@@ -90,7 +95,19 @@ def tokenize(
             write_shard(output / shard_name(number), made, sorted({name for _, _, own in made for name in own}))
             documents += len(made)
             tokens += sum(len(document.tokens) for _, document, _ in made)
+    _warn_of_labels(labels, output, shards, files)
     return Tokenized(path=str(output), documents=documents, tokens=tokens, shards=shards, done_before=done_before)
+
+
+def _warn_of_labels(labels: Sequence[str], output: Path, shards: int, files: Sequence[tuple[Reader, Encoder]]) -> None:
+    """Of those that no record has; the ones there are: what is kept, and fields of the first record that could be."""
+    found = {name for number in range(shards) for name in label_names(output / shard_name(number))} if labels else set()
+    if not (missing := [name for name in labels if name not in found]):
+        return
+    reader, encoder = next((reader, encoder) for reader, encoder in files if len(reader))
+    fields = {name for name, value in reader[0].items() if isinstance(value, (str, int, float))} - {encoder.field}
+    there = ", ".join(sorted(found | fields)) or "none"
+    warnings.warn(f"no record has the label {', '.join(missing)}; there are: {there}", stacklevel=3)
 
 
 class _Work:
@@ -110,7 +127,7 @@ class _Work:
             own = {name: value for name, value in found.items() if value is not None}
             return [(index, document, own) for document in encoder.documents(record)]
         except ValueError as error:
-            raise ValueError(f"{reader.name}:{local}: {error}") from None
+            raise BadRecord(described(reader.name, local, error)) from None
 
 
 def _ahead(

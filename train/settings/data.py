@@ -106,6 +106,7 @@ class DataConfig:
     held_out: float = 0.0  # share of the examples, by hash of their content, kept from training for evaluation
     lookahead: float = 2.0  # batches of tokens that packing chooses from; more wastes less of the rows
     cache: str = ""  # directory of what is counted once about files; many hosts share it; "": the user's cache
+    on_bad_record: Literal["stop", "skip"] = "stop"  # of a malformed one; skip leaves it out, with a warning
     threads: int = 2  # that read and tokenise ahead; 0: none
 
     def __post_init__(self) -> None:

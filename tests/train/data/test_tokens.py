@@ -59,9 +59,8 @@ def test_batches_are_those_of_tokenising_on_the_fly(kind: str, tmp_path: Path) -
     tok = load_tokenizer(pocket_path())
     path = write_jsonl(tmp_path / "in.jsonl", CHAT if kind == "chat" else records(90, longest=300))
     source = SourceConfig(path=str(path), kind=kind)
-    done = tokenize(
-        [source], tok, tmp_path / "out", labels=["language", "domain"], shard_records=25, workers=2, cache=tmp_path
-    )
+    labels = ["domain"] if kind == "chat" else ["language", "domain"]
+    done = tokenize([source], tok, tmp_path / "out", labels=labels, shard_records=25, workers=2, cache=tmp_path)
     assert done.shards == (2 if kind == "chat" else 4)
     plain = make_data(config(tmp_path, sources=[{"path": str(path), "kind": kind}], length=64), tok)
     ahead = make_data(config(tmp_path, sources=[{"path": str(tmp_path / "out"), "kind": "tokens"}], length=64), tok)
@@ -144,6 +143,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         make_data(config(tmp_path, sources=[{"path": str(tmp_path / "out"), "kind": "tokens"}]), pocket_tokenizer())
     with pytest.raises(ValueError, match="must be read with kind: tokens"):
         make_data(config(tmp_path, sources=[{"path": str(tmp_path / "out")}]), tok)
+
+
+def test_nothing_to_do_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    empty, path = tmp_path / "empty.jsonl", write_jsonl(tmp_path / "in.jsonl", records(30))
+    empty.write_text("\n")
+    words = ["--tokenizer", str(pocket_path()), "--output", str(tmp_path / "out")]
+    assert main(["tokenize", str(empty), *words]) == 2
+    assert capsys.readouterr().err == f"error: the inputs must hold examples, got none in {empty}: correct them\n"
+    assert not (tmp_path / "out").exists()
+    command = [
+        "tokenize",
+        str(empty),
+        str(path),
+        *words,
+        "--label",
+        "domain",
+        "--label",
+        "lang",
+        "--shard-records",
+        "9",
+    ]
+    for _ in range(2):  # also where all shards were there before
+        assert main(command) == 0
+        assert capsys.readouterr().err == "warning: no record has the label lang; there are: domain, language\n"
 
 
 def test_a_tokenizer_is_made_from_the_text_of_the_sources(tmp_path: Path) -> None:
