@@ -5,6 +5,7 @@ environment.json   every start: when, by which command, with which packages, fro
 tokenizer/         the run's tokenizer
 metrics.jsonl      one object a step
 checkpoints/N      the state after step N
+data_identity.json what the files of the data are, by contents
 data.json          tokens read by label, against the target, at the end (of data from files)
 model/             the finished model in Hugging Face form
 """
@@ -15,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from train.config import TrainConfig, parse, to_dict
 FREE = frozenset(
     {"run_dir", "report", "checkpoint_every", "keep_checkpoints", "mesh", "evaluation", "data.threads", "data.cache"}
 )
+_PATH = re.compile(r"data\.sources\[\d+\]\.path")  # files are known by their contents, see train.data.identity
 
 
 class Lock:
@@ -120,7 +123,8 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], config: Tra
 
 
 def _within(key: str, names: Collection[str]) -> bool:
-    return any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in names)
+    beneath = any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in names)
+    return beneath or _PATH.fullmatch(key) is not None
 
 
 def _begun(run_dir: Path) -> bool:

@@ -26,7 +26,6 @@ def without_effect(config: TrainConfig) -> Iterator[str]:
     for name in ("tasks", "curriculum_examples"):
         if data.sources and getattr(data, name) != getattr(fresh, name):
             yield f"data.{name} is of the pocket model's tasks and has no effect with data.sources: remove it"
-    for name in ("vocab_size", "corpus_size"):
-        taken = "tokenizer.path" if config.tokenizer.path else "init_from" if config.init_from else ""
-        if taken and getattr(config.tokenizer, name) != getattr(TokenizerConfig(), name):
-            yield f"tokenizer.{name} has no effect with {taken}, whose tokenizer is taken: remove it"
+    taken = "tokenizer.path" if config.tokenizer.path else "init_from" if config.init_from else ""
+    if taken and config.tokenizer.vocab_size != TokenizerConfig().vocab_size:
+        yield f"tokenizer.vocab_size has no effect with {taken}, whose tokenizer is taken: remove it"

@@ -44,13 +44,13 @@ class FileIdentity:
 def claim_data(run_dir: Path, config: TrainConfig) -> None:
     """Notes what the data is, or requires it to be the same where `run_dir` holds a checkpoint that goes on with it.
 
-    Sources for evaluation count too: losses before and after would not be comparable. Process 0 calls it.
+    Sources for evaluation may change from start to start. Process 0 calls it.
 
     Raises:
       FileNotFoundError: a source names no files.
       ValueError: a file is not the one that the run began with; it is named.
     """
-    sources = [*config.data.sources, *config.evaluation.sources]
+    sources = config.data.sources
     if not sources:
         return
     path, cache = run_dir / IDENTITY, cache_of(config.data)

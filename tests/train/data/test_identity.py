@@ -112,8 +112,7 @@ def test_files_may_move_and_nothing_is_held_to_what_was_not_trained_on(corpus: P
     evaluation = config(corpus, corpus / "moved" / "a.jsonl").data.sources
     settings = config(corpus, corpus / "moved")
     object.__setattr__(settings, "evaluation", type(settings.evaluation)(sources=evaluation))
-    with pytest.raises(ValueError, match=r"the 2 files .* got 3"):
-        claim_data(corpus / "run", settings)
+    claim_data(corpus / "run", settings)  # what is evaluated may change
 
 
 def test_large_files_are_sampled_at_both_ends_and_between(tmp_path: Path) -> None:
