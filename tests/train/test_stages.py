@@ -132,7 +132,8 @@ def test_the_small_stages_run_one_after_another(tmp_path: Path) -> None:
             f"evaluation.sources=[{{path: {corpus['held_out']}}}]",
             f"data.cache={tmp_path / 'cache'}",
             "tokenizer.corpus_size=300",
-            "evaluation.every=0",
+            "evaluation.every=2",
+            "evaluation.batches=1",
             "optimizer.warmup_steps=1",
             "steps=2",
         ]
