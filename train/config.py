@@ -42,7 +42,7 @@ class TrainConfig:
     attention_backend: str = "auto"  # see qwen3_jax.kernels
     moe_backend: str = "auto"  # see qwen3_jax.execution
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
-    ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
+    ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; lower at first; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # one device by default
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
