@@ -40,7 +40,7 @@ class Report:
       z_loss: float32[], mean of log(Z)^2 over the counted tokens, before its coefficient.
       domain_loss: float32[domains], sums of cross-entropy of each domain's counted tokens.
       domain_tokens: float32[domains], their numbers.
-      expert_load: int32[n, E] a run of sparse layers: assignments each expert got.
+      expert_load: int32[n, E] a run of sparse layers: assignments each expert got from tokens that are no padding.
     """
 
     loss: Float[Array, ""]
@@ -139,7 +139,7 @@ def batch_loss(
     model: Qwen3, params: Any, batch: Batch, chunk: int
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
     """Mean cross-entropy over the batch's counted tokens, nothing added; their number and the experts' load."""
-    out, head = _apply(model, params, batch, balanced=False)
+    out, head = _apply(model, params, batch)
     total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, model.placement.rules)
     return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
@@ -148,7 +148,7 @@ def domain_losses(
     model: Qwen3, params: Any, batch: Batch, chunk: int, num_domains: int
 ) -> tuple[Float[Array, " {num_domains}"], Float[Array, " {num_domains}"]]:
     """Cross-entropy summed over the counted tokens of each domain, and their numbers."""
-    out, head = _apply(model, params, batch, balanced=False)
+    out, head = _apply(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     losses = token_losses(out.hidden, head, batch.targets, counted, chunk, model.placement.rules).losses
     return by_domain(batch.domains, counted * losses, num_domains), by_domain(batch.domains, counted, num_domains)
@@ -201,14 +201,14 @@ def _zeros(function: Callable[[], T]) -> T:
     return zeros
 
 
-def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any, Array]:
+def _apply(model: Qwen3, params: Any, batch: Batch) -> tuple[Any, Array]:
     out = model.apply(
         {"params": params},
         batch.tokens,
         attention_mask=batch.segment_ids > 0,
         segment_ids=batch.segment_ids,
         logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
-        output_router_rows=balanced,
+        output_router_rows=True,  # also where no loss needs them: then only the load is taken, without padding
     )
     return out, params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
 
@@ -216,7 +216,7 @@ def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any
 def _forward(
     model: Qwen3, params: Any, batch: Batch, *, config: LossConfig, per_token: Float[Array, ""], num_domains: int
 ) -> tuple[_Sums, tuple[RowSums, ...]]:
-    out, head = _apply(model, params, batch, _balanced(model, config))
+    out, head = _apply(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     taken = token_losses(
         out.hidden, head, batch.targets, counted * per_token, config.chunk, model.placement.rules, config.z_loss
@@ -228,7 +228,7 @@ def _forward(
         domain_loss=by_domain(batch.domains, counted * taken.losses, num_domains),
         expert_load=out.expert_load,
     )
-    return sums, out.router_rows
+    return sums, out.router_rows if _balanced(model, config) else ()
 
 
 def _report(sums: _Sums, balance: Float[Array, ""], batch: Batch, num_domains: int) -> Report:

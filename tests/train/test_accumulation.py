@@ -55,6 +55,21 @@ def test_four_micro_batches_give_the_numbers_of_the_whole_batch(whole: tuple[Any
     np.testing.assert_allclose(value, report.loss + 0.01 * report.z_loss + 0.5 * report.balance_loss, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("balance", "micro_batches"), [("none", 1), ("micro_batch", 4)])
+def test_the_load_is_that_of_tokens_that_are_no_padding(
+    whole: tuple[Any, Any], balance: Any, micro_batches: int
+) -> None:
+    """With a balance loss or without one: rows that are half padding give the load of rows without any."""
+    batch = packed_batch(512)
+    padded = jax.tree.map(lambda array: np.pad(array, ((0, 0), (0, array.shape[1]))), batch)
+    loss = dataclasses.replace(LOSS, balance=balance)
+    run = jax.jit(partial(gradients, Qwen3(MOE), config=loss, micro_batches=micro_batches))
+    report, _ = run(random_params(MOE), padded)
+    expected = whole[0][1].expert_load
+    jax.tree.map(np.testing.assert_array_equal, report.expert_load, expected)
+    assert sum(load.sum() for load in expected) == (batch.segment_ids > 0).sum() * MOE.num_experts_per_tok  # one layer
+
+
 def test_the_micro_batch_form_is_another_number_where_there_are_several(whole: tuple[Any, Any]) -> None:
     local = dataclasses.replace(LOSS, balance="micro_batch")
     run = partial(objective, Qwen3(MOE), random_params(MOE), jax.tree.map(jnp.asarray, batch_with_domains()))
@@ -99,6 +114,7 @@ def test_a_mesh_gives_the_numbers_of_one_device_and_cutting_sends_nothing(form: 
         text = jax.jit(lambda batch: cut(batch, 2, rules)).lower(here).compile().as_text()
     np.testing.assert_allclose(sharded, value, rtol=1e-5)
     np.testing.assert_allclose(sharded_report.balance_loss, report.balance_loss, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, sharded_report.expert_load, report.expert_load)
     assert relative(got, expected) < 1e-5
     assert communication(parse_program(text), mesh) == []
 
