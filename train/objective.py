@@ -36,8 +36,8 @@ class Report:
     Attributes:
       loss: float32[], mean cross-entropy of the counted tokens.
       tokens: float32[], their number.
-      balance_loss: float32[], before its coefficient; 0 for a dense model or without it.
-      z_loss: float32[], mean of log(Z)^2 over the counted tokens, before its coefficient.
+      balance_loss, z_loss: float32[], what is added to `loss`: their coefficients are in them, and the sum of the three
+        is what is minimised. None where nothing is added.
       domain_loss: float32[domains], sums of cross-entropy of each domain's counted tokens.
       domain_tokens: float32[domains], their numbers.
       expert_load: int32[n, E] a run of sparse layers: assignments each expert got from tokens that are no padding.
@@ -45,8 +45,8 @@ class Report:
 
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
-    balance_loss: Float[Array, ""]
-    z_loss: Float[Array, ""]
+    balance_loss: Float[Array, ""] | None
+    z_loss: Float[Array, ""] | None
     domain_loss: Float[Array, " domains"]
     domain_tokens: Float[Array, " domains"]
     expert_load: tuple[Array, ...]
@@ -87,9 +87,9 @@ def objective(
         # Inside a scan the compiler can not join the two computations, so it need not be kept from it.
         start = _zeros(lambda: forward(params, Batch(**{name: array[0] for name, array in parts.items()}))[0])
         sums, rows = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, parts)
-    balance = balance_loss(rows, counted, config.balance) if rows else jnp.zeros((), jnp.float32)
-    value = sums.objective + _coefficient(model, config) * balance
-    return value, _report(sums, balance, batch, num_domains)
+    balance = _added_balance(model, rows, counted, config) if rows else None
+    value = sums.objective if balance is None else sums.objective + balance
+    return value, _report(sums, balance, batch, config, num_domains)
 
 
 def gradients(
@@ -115,14 +115,16 @@ def gradients(
         return report, grads
     forward = partial(_forward, model, config=config, per_token=_per_token(batch), num_domains=num_domains)
 
-    def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array]]:
+    def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array | None]]:
         sums, rows = forward(joined(params, frozen), part)
-        rows, balance = jax.tree.map(lambda leaf: leaf[None], rows), jnp.zeros((), jnp.float32)
-        if rows:  # the mean over micro-batches is a sum of their shares
-            balance = balance_loss(rows, _row_tokens(part)[None], config.balance) / micro_batches
-        return sums.objective + _coefficient(model, config) * balance, (sums, balance)
+        if not rows:
+            return sums.objective, (sums, None)
+        rows = jax.tree.map(lambda leaf: leaf[None], rows)
+        # The mean over micro-batches is a sum of their shares.
+        balance = _added_balance(model, rows, _row_tokens(part)[None], config) / micro_batches
+        return sums.objective + balance, (sums, balance)
 
-    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array], Any]:
+    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array | None], Any]:
         (_, sums), grads = jax.value_and_grad(value_of, has_aux=True)(params, Batch(**part))
         return sums, grads
 
@@ -132,7 +134,7 @@ def gradients(
     ((sums, balance), grads), _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), start, parts
     )
-    return _report(sums, balance, batch, num_domains), grads
+    return _report(sums, balance, batch, config, num_domains), grads
 
 
 def batch_loss(
@@ -178,7 +180,14 @@ def by_domain(
 
 
 def _balanced(model: Qwen3, config: LossConfig) -> bool:
-    return config.balance != "none" and any(sparse for sparse, _ in model.config.segments)
+    wanted = config.balance != "none" and _coefficient(model, config) != 0
+    return wanted and any(sparse for sparse, _ in model.config.segments)
+
+
+def _added_balance(
+    model: Qwen3, rows: tuple[RowSums, ...], counted: Int[Array, "M R"], config: LossConfig
+) -> Float[Array, ""]:
+    return _coefficient(model, config) * balance_loss(rows, counted, config.balance)
 
 
 def _coefficient(model: Qwen3, config: LossConfig) -> float:
@@ -231,13 +240,15 @@ def _forward(
     return sums, out.router_rows if _balanced(model, config) else ()
 
 
-def _report(sums: _Sums, balance: Float[Array, ""], batch: Batch, num_domains: int) -> Report:
+def _report(
+    sums: _Sums, balance: Float[Array, ""] | None, batch: Batch, config: LossConfig, num_domains: int
+) -> Report:
     counted, per_token = batch.loss_mask.astype(jnp.float32), _per_token(batch)
     return Report(
         loss=sums.loss * per_token,
         tokens=jnp.sum(counted),
         balance_loss=balance,
-        z_loss=sums.log_z_squared * per_token,
+        z_loss=config.z_loss * sums.log_z_squared * per_token if config.z_loss else None,
         domain_loss=sums.domain_loss,
         domain_tokens=by_domain(batch.domains, counted, num_domains),
         expert_load=sums.expert_load,

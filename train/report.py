@@ -133,11 +133,10 @@ def _devices(config: TrainConfig) -> int:
 
 
 def step_numbers(metrics: Mapping[str, Any], domains: Sequence[str], expert_devices: int) -> dict[str, Any]:
-    """A step's `Metrics`, field by field and on the host already, as plain numbers; what is not finite is None."""
+    """A step's `Metrics`, field by field and on the host already, as plain numbers; what is not finite is None, and
+    what the step does not have is left out."""
     names = ("loss", "grad_norm", "learning_rate", "balance_loss", "z_loss")
-    out: dict[str, Any] = {name: number(metrics[name]) for name in names if name in metrics}
-    if not metrics["expert_load"]:
-        out.pop("balance_loss", None)  # of experts, which there are none of
+    out: dict[str, Any] = {name: number(metrics[name]) for name in names if metrics.get(name) is not None}
     if "domain_loss" in metrics:
         out |= by_domain("domain_loss", metrics["domain_loss"], metrics["domain_tokens"], domains)
     return out | balance(metrics["expert_load"], expert_devices)

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 from qwen3_jax.flops import step_flops
+from qwen3_jax.model import Qwen3
 from sharding.chips import CHIPS, peak_flops
-from tests.tiny import dense_config, moe_config
+from tests.tiny import dense_config, moe_config, random_params
+from tests.train.test_sharded import packed_batch
 from train.config import TrainConfig, parse
 from train.memory import memory_bytes, resident_bytes
 from train.non_finite import SKIPS_IN_A_ROW
+from train.objective import objective
 from train.report import Reporter, balance, count_work, number, work_flops
+from train.settings import LossConfig
 from train.sinks import JsonLines
 
 
@@ -95,6 +100,23 @@ def test_a_line_has_every_number(tmp_path: Path) -> None:
     flops = work_flops(moe_config(), 5, 9)
     assert first["mfu"] == pytest.approx(flops * first["tokens_per_second"] / 5 / 1e3, rel=0.05)
     assert first["memory_bytes"] > 2**20
+
+
+def test_a_term_that_is_not_added_has_no_field(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.push(1, dataclasses.replace(metrics(), z_loss=None, balance_loss=None), WORK)
+    report.flush()
+    assert not {"z_loss", "balance_loss"} & set(lines(tmp_path)[0])
+    for config, z_loss, added in ((moe_config(), 0.0, {"balance_loss"}), (dense_config(), 0.01, {"z_loss"})):
+        loss, model = LossConfig(chunk=64, z_loss=z_loss), Qwen3(config)
+
+        def told(params: Any, batch: Any, model: Qwen3 = model, loss: LossConfig = loss) -> dict[str, Any]:
+            _, report = objective(model, params, batch, loss)
+            return {name: getattr(report, name) for name in ("z_loss", "balance_loss")}
+
+        params = jax.eval_shape(lambda config=config: random_params(config))
+        shapes = jax.eval_shape(told, params, packed_batch(config.vocab_size))
+        assert {name for name, shape in shapes.items() if shape is not None} == added
 
 
 def test_work_is_that_of_the_documents_in_a_batch() -> None:
