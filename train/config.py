@@ -1,7 +1,6 @@
 """Training configuration: frozen dataclasses, read from YAML, overridden by `dotted.key=value` arguments."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from qwen3_jax.kernels import ATTENTION_BACKENDS
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.remat import Remat
 from sharding import MeshConfig
+from train.nearest_key import suggestion
 from train.overlays import apply, parse_overrides, read_overlays
 from train.settings import (
     AblationConfig,
@@ -101,18 +101,23 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises."""
+def parse(kind: Any, values: Mapping[str, Any], prefix: str = "", whole: Any = None) -> Any:
+    """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises.
+
+    Args:
+      prefix: of the keys, in messages: "optimizer." where `kind` is that section.
+      whole: the configuration of which it is a section, where a key that is not known is looked for; None: `kind`.
+    """
     hints = typing.get_type_hints(kind)
     aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(f"{prefix}{key} is not a key of the configuration: did you mean {prefix}{near[0]}?")
+            instead = suggestion(str(key), prefix, kind, whole or kind)
+            raise ValueError(f"{prefix}{key} is not a key of the configuration: {instead}")
         if isinstance(value, bool):  # what older files say
             value = aliases[key].get(value, value)
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}", whole or kind)
     for field in dataclasses.fields(kind):
         if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
@@ -130,22 +135,23 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def _convert(kind: Any, value: Any, name: str) -> Any:
+def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a section with keys of its own, got {value!r}: correct the configuration")
-        return parse(kind, value, f"{name}.")
+        return parse(kind, value, f"{name}.", whole)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{name} must be one of {list(arguments)}, got {value!r}: correct the configuration")
         return value
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, name)
+        kind = next(a for a in arguments if a is not type(None))
+        return None if value is None else _convert(kind, value, name, whole)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} must be a list, got {value!r}: correct the configuration")
-        return tuple(_convert(arguments[0], item, name) for item in value)
+        return tuple(_convert(arguments[0], item, name, whole) for item in value)
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 3e-3 as a string

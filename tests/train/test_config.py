@@ -37,6 +37,15 @@ def test_overrides_are_dotted_yaml() -> None:
         ("optimizer.learning_rat=1", "optimizer.learning_rat is not a key of the configuration: did you mean "
          "optimizer.learning_rate?"),
         ("stepz=1", "stepz is not a key of the configuration: did you mean steps?"),
+        ("learning_rate=1", "learning_rate is not a key of the configuration: did you mean optimizer.learning_rate[?]"),
+        ("data.learning_rate=1", "data.learning_rate is not .*: did you mean optimizer.learning_rate[?]"),
+        ("lora_alph=1", "lora_alph is not a key of the configuration: did you mean lora.lora_alpha[?]"),
+        ("rows=1", "did you mean data.rows or evaluation.rows[?]"),
+        ("optimizer.lr=1", "optimizer.lr is not a key of the configuration: the keys of optimizer are name, "
+         "learning_rate, schedule, .*muon_adam_rate$"),
+        ("lr=1", "lr is not a key of the configuration: the keys are run_dir, seed, steps, .*keep_checkpoints$"),
+        ("data.sources=[{pth: a}]", "data.sources.pth is not a key of .*: did you mean data.sources.path[?]"),
+        ("evaluation.sources=[{feeld: a}]", "did you mean evaluation.sources.field[?]"),
         ("steps=many", "steps must be of type int, got 'many'"),
         ("steps=true", "steps must be of type int, got True"),
         ("steps=0", "steps must be positive, got 0"),
