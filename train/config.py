@@ -1,6 +1,7 @@
 """Training configuration: frozen dataclasses, read from YAML, overridden by `dotted.key=value` arguments."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,8 @@ class TrainConfig:
         for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        if not 0 <= self.seed < 2**32:  # of a larger one jax.random.key takes the low bits
+            raise ValueError(f"seed must be in 0..{2**32 - 1}, got {self.seed}: correct the configuration")
         for name, known in (
             ("remat", get_args(Remat)),
             ("attention_backend", ATTENTION_BACKENDS),
@@ -85,7 +88,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: not a mapping, an unknown key (the nearest key is named), a value of the wrong type.
+      ValueError: not a mapping, an unknown key (the nearest key is named, or those there are), a value of the wrong
+        type, a number that is not finite.
     """
     return from_values(apply(read_overlays(path), parse_overrides(overrides)))
 
@@ -137,6 +141,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is str and value is None:
+        return ""  # how YAML reads `init_from=`
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a section with keys of its own, got {value!r}: correct the configuration")
@@ -154,10 +160,25 @@ def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
         return tuple(_convert(arguments[0], item, name, whole) for item in value)
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 3e-3 as a string
+            value = float(value)  # YAML 1.1 reads 3e-3 as a string
+        except OverflowError:
+            value = math.inf
         except ValueError:
             pass
+    _refuse_non_finite(value, name)
     expected = origin if isinstance(origin, type) else kind
     if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be of type {expected.__name__}, got {value!r}: correct the configuration")
     return value
+
+
+def _refuse_non_finite(value: Any, name: str) -> None:
+    """No number of a configuration may be NaN or infinite, in sections without declared keys (`model`) neither."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}: correct the configuration")
