@@ -51,15 +51,16 @@ class NonFinite:
             return
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         what = f"loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step {step}"
-        record = {"step": step, "examples": list(getattr(share, "examples", ()))}
+        names = [str(name) for name in getattr(share, "examples", ())]
+        record = {"step": step, "examples": names}
         if self._skips:
             _append(self._path(".jsonl"), record)
             if self._in_a_row < SKIPS_IN_A_ROW:
                 self._forget_stops(step)
-                print(f"{what} ({_name(record['examples'], self._path('.jsonl'))}): the step is skipped", flush=True)
+                print(f"{what} ({_name(names, self._path('.jsonl'))}): the step is skipped", flush=True)
                 return
         replace_text(self._path(".json"), json.dumps(record, ensure_ascii=False) + "\n")
-        data = _name(record["examples"], self._path(".json"))
+        data = _name(names, self._path(".json"))
         if self._skips:
             ask = f"as for {SKIPS_IN_A_ROW} steps in a row: lower the learning rate, or look at the data of all of them"
             raise FloatingPointError(f"{what} ({data}), {ask}")

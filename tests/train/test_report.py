@@ -182,6 +182,14 @@ def test_with_skip_it_goes_on_counts_and_stops_after_many_in_a_row(tmp_path: Pat
         report.flush()
 
 
+@pytest.mark.parametrize(
+    ("loads", "entropy"),
+    [([[[2, 2, 0, 0]]], 0.5), ([[[3, 3, 3, 3]], [[12, 0, 0, 0], [1, 1, 1, 1]]], 0.0), ([[[3, 3, 3, 3]]], 1.0)],
+)
+def test_entropy_of_the_load_is_that_of_the_worst_layer(loads: list[Any], entropy: float) -> None:
+    assert balance([np.array(run) for run in loads], 2)["expert_load_entropy"] == pytest.approx(entropy, abs=1e-4)
+
+
 def skipped(run_dir: Path, process: int = 0) -> list[dict[str, Any]]:
     path = run_dir / f"non_finite_{process}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
