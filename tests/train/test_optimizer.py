@@ -49,6 +49,32 @@ def test_schedules(name: Any, expected: list[float]) -> None:
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_the_rate_of_every_step_is_that_of_transformers(name: Any) -> None:
+    """50 steps, the first (rate zero) and the last (one short of the end) among them; 10 of warm-up, wsd decays in 10
+    (to zero: theirs also begins its warm-up at the final share)."""
+    torch = pytest.importorskip("torch")
+    optimization = pytest.importorskip("transformers.optimization")
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = {
+        "cosine": lambda: optimization.get_cosine_with_min_lr_schedule_with_warmup(sgd, 10, 50, min_lr_rate=0.2),
+        "linear": lambda: optimization.get_linear_schedule_with_warmup(sgd, 10, 50),
+        "wsd": lambda: optimization.get_wsd_schedule(sgd, 10, 10, 50, decay_type="linear"),
+        "constant": lambda: optimization.get_constant_schedule_with_warmup(sgd, 10),
+    }[name]()
+    expected = []
+    for _ in range(50):
+        expected.append(theirs.get_last_lr()[0])
+        sgd.step()
+        theirs.step()
+    share = {"cosine": {"final_share": 0.2}, "constant": {}}.get(name, {"final_share": 0.0})
+    config = OptimizerConfig(learning_rate=1.0, schedule=name, warmup_steps=10, **share)
+    with jax.numpy_dtype_promotion("standard"):
+        rates = jax.vmap(schedule(config, 50))(jnp.arange(50))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-6)
+    assert rates[0] == 0
+
+
 def test_wsd_decays_over_its_share() -> None:
     config = OptimizerConfig(learning_rate=1.0, schedule="wsd", warmup_steps=0, decay_share=0.25, final_share=0.0)
     with jax.numpy_dtype_promotion("standard"):
