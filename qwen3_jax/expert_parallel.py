@@ -184,6 +184,8 @@ def _local(
     if counted is not None:
         rows, axes = row_sums(routing, counted), layout.x[1]
         rows = jax.tree.map(lambda part: jax.lax.psum(part, axes), rows) if axes else rows
+        load, axes = jnp.sum(rows.assignments, axis=0), layout.x[0]
+        load = jax.lax.psum(load, axes) if axes else load
     logits = routing.logits.reshape(*x.shape[:2], -1)
     return mixed.astype(x.dtype).reshape(*x.shape[:2], -1), logits, load, rows
 

@@ -40,7 +40,8 @@ class ModelOutput:
       cache: the cache with the T tokens added, when one was given.
       router_logits: one [n, B, T, E] array a sparse run of n layers (n = 1 for each layer of the unrolled layout);
         empty for a dense model.
-      expert_load: likewise int32[n, E], how many assignments each expert got, over all devices.
+      expert_load: likewise int32[n, E], how many assignments each expert got, over all devices; from real tokens alone
+        with `output_router_rows`.
       router_rows: likewise [n, B, E] sums of what real tokens chose, with `output_router_rows`; else empty.
     """
 
@@ -208,7 +209,7 @@ class Qwen3(nn.Module):
           segment_ids: int32[B, T], the document of each token in a packed row; no attention across documents.
           cache: keys and values so far; the T tokens are added to it.
           logits_to_keep: only the last so many positions get logits; 0 keeps all (Hugging Face's name).
-          output_router_rows: give `router_rows`, for a load-balancing loss.
+          output_router_rows: give `router_rows`, for a load-balancing loss, and leave padding out of `expert_load`.
 
         Raises:
           ValueError: `segment_ids` together with `cache`, an unknown backend, or adapters without `lora`.

@@ -39,7 +39,7 @@ def moe(
       config: `num_experts_per_tok` and `norm_topk_prob` of it.
       backend: how the experts run, see `choose_execution`.
       rules: where things are on the current mesh, when there is one.
-      counted: the tokens whose choices the report sums up by rows; None: no sums.
+      counted: the tokens whose choices the report counts, by rows too; None: all of them, and no rows.
 
     Raises:
       ValueError: an unknown backend.
@@ -56,8 +56,8 @@ def moe(
             mixed = _gather(tokens, params, routing)
         else:
             mixed = _grouped(tokens, params, routing, execution)
-    load = expert_counts(routing.experts, config.num_experts)
     rows = None if counted is None else row_sums(routing, counted)
+    load = expert_counts(routing.experts, config.num_experts) if rows is None else jnp.sum(rows.assignments, axis=0)
     return mixed.reshape(x.shape), RouterReport(routing.logits.reshape(*x.shape[:2], -1), load, rows)
 
 

@@ -57,8 +57,9 @@ class RouterReport(NamedTuple):
 
     Attributes:
       logits: [B, T, E] in the activations' dtype.
-      load: int32[E], assignments each expert got, over all devices.
-      rows: sums over the counted tokens, when it was said which count.
+      load: int32[E], assignments each expert got, over all devices; those of the counted tokens, when it was said which
+        count.
+      rows: sums over the counted tokens, likewise; else None.
     """
 
     logits: Float[Array, "B T E"]

@@ -21,7 +21,6 @@ Dimensions: M micro-batches, L sparse layers, R rows of a micro-batch, E experts
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.router import RowSums
@@ -58,17 +57,3 @@ def _product(
     per_token = 1.0 / jnp.maximum(tokens, 1.0)
     num_experts = jnp.float32(assignments.shape[-1])
     return num_experts * jnp.sum(assignments * probabilities, axis=-1) * jnp.square(per_token)
-
-
-def load_entropy(expert_load: Sequence[Array | np.ndarray]) -> float:
-    """How even the experts' load is: its entropy over that of an even load, in the layer where it is lowest, 0 to 1.
-
-    In:  [[2, 2, 0, 0]]     Out: 0.5
-
-    Args:
-      expert_load: int[n, E] of each run of sparse layers (`Metrics.expert_load`).
-    """
-    load = np.concatenate([np.asarray(run, np.float64) for run in expert_load])
-    share = load / np.maximum(load.sum(axis=1, keepdims=True), 1.0)
-    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
-    return float(entropy.min() / np.log(load.shape[1]))

@@ -1,7 +1,7 @@
 """Training configuration: frozen dataclasses, read from YAML, overridden by `dotted.key=value` arguments."""
 
 import dataclasses
-import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from qwen3_jax.kernels import ATTENTION_BACKENDS
 from qwen3_jax.model_configs import load_model_config
 from qwen3_jax.remat import Remat
 from sharding import MeshConfig
+from train.nearest_key import suggestion
 from train.overlays import apply, parse_overrides, read_overlays
 from train.settings import (
     AblationConfig,
@@ -42,7 +43,7 @@ class TrainConfig:
     attention_backend: str = "auto"  # see qwen3_jax.kernels
     moe_backend: str = "auto"  # see qwen3_jax.execution
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
-    ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; 0: none
+    ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; lower at first; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # one device by default
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -60,6 +61,8 @@ class TrainConfig:
         for name in ("steps", "micro_batches", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct the configuration")
+        if not 0 <= self.seed < 2**32:  # of a larger one jax.random.key takes the low bits
+            raise ValueError(f"seed must be in 0..{2**32 - 1}, got {self.seed}: correct the configuration")
         for name, known in (
             ("remat", get_args(Remat)),
             ("attention_backend", ATTENTION_BACKENDS),
@@ -85,7 +88,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: not a mapping, an unknown key (the nearest key is named), a value of the wrong type.
+      ValueError: not a mapping, an unknown key (the nearest key is named, or those there are), a value of the wrong
+        type, a number that is not finite.
     """
     return from_values(apply(read_overlays(path), parse_overrides(overrides)))
 
@@ -101,18 +105,23 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def parse(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises."""
+def parse(kind: Any, values: Mapping[str, Any], prefix: str = "", whole: Any = None) -> Any:
+    """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises.
+
+    Args:
+      prefix: of the keys, in messages: "optimizer." where `kind` is that section.
+      whole: the configuration of which it is a section, where a key that is not known is looked for; None: `kind`.
+    """
     hints = typing.get_type_hints(kind)
     aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(f"{prefix}{key} is not a key of the configuration: did you mean {prefix}{near[0]}?")
+            instead = suggestion(str(key), prefix, kind, whole or kind)
+            raise ValueError(f"{prefix}{key} is not a key of the configuration: {instead}")
         if isinstance(value, bool):  # what older files say
             value = aliases[key].get(value, value)
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}", whole or kind)
     for field in dataclasses.fields(kind):
         if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
@@ -130,28 +139,46 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def _convert(kind: Any, value: Any, name: str) -> Any:
+def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is str and value is None:
+        return ""  # how YAML reads `init_from=`
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a section with keys of its own, got {value!r}: correct the configuration")
-        return parse(kind, value, f"{name}.")
+        return parse(kind, value, f"{name}.", whole)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{name} must be one of {list(arguments)}, got {value!r}: correct the configuration")
         return value
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, name)
+        kind = next(a for a in arguments if a is not type(None))
+        return None if value is None else _convert(kind, value, name, whole)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} must be a list, got {value!r}: correct the configuration")
-        return tuple(_convert(arguments[0], item, name) for item in value)
+        return tuple(_convert(arguments[0], item, name, whole) for item in value)
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 3e-3 as a string
+            value = float(value)  # YAML 1.1 reads 3e-3 as a string
+        except OverflowError:
+            value = math.inf
         except ValueError:
             pass
+    _refuse_non_finite(value, name)
     expected = origin if isinstance(origin, type) else kind
     if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be of type {expected.__name__}, got {value!r}: correct the configuration")
     return value
+
+
+def _refuse_non_finite(value: Any, name: str) -> None:
+    """No number of a configuration may be NaN or infinite, in sections without declared keys (`model`) neither."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}: correct the configuration")

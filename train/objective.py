@@ -36,17 +36,17 @@ class Report:
     Attributes:
       loss: float32[], mean cross-entropy of the counted tokens.
       tokens: float32[], their number.
-      balance_loss: float32[], before its coefficient; 0 for a dense model or without it.
-      z_loss: float32[], mean of log(Z)^2 over the counted tokens, before its coefficient.
+      balance_loss, z_loss: float32[], what is added to `loss`: their coefficients are in them, and the sum of the three
+        is what is minimised. None where nothing is added.
       domain_loss: float32[domains], sums of cross-entropy of each domain's counted tokens.
       domain_tokens: float32[domains], their numbers.
-      expert_load: int32[n, E] a run of sparse layers: assignments each expert got.
+      expert_load: int32[n, E] a run of sparse layers: assignments each expert got from tokens that are no padding.
     """
 
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
-    balance_loss: Float[Array, ""]
-    z_loss: Float[Array, ""]
+    balance_loss: Float[Array, ""] | None
+    z_loss: Float[Array, ""] | None
     domain_loss: Float[Array, " domains"]
     domain_tokens: Float[Array, " domains"]
     expert_load: tuple[Array, ...]
@@ -87,9 +87,9 @@ def objective(
         # Inside a scan the compiler can not join the two computations, so it need not be kept from it.
         start = _zeros(lambda: forward(params, Batch(**{name: array[0] for name, array in parts.items()}))[0])
         sums, rows = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, parts)
-    balance = balance_loss(rows, counted, config.balance) if rows else jnp.zeros((), jnp.float32)
-    value = sums.objective + _coefficient(model, config) * balance
-    return value, _report(sums, balance, batch, num_domains)
+    balance = _added_balance(model, rows, counted, config) if rows else None
+    value = sums.objective if balance is None else sums.objective + balance
+    return value, _report(sums, balance, batch, config, num_domains)
 
 
 def gradients(
@@ -115,14 +115,16 @@ def gradients(
         return report, grads
     forward = partial(_forward, model, config=config, per_token=_per_token(batch), num_domains=num_domains)
 
-    def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array]]:
+    def value_of(params: Any, part: Batch) -> tuple[Array, tuple[_Sums, Array | None]]:
         sums, rows = forward(joined(params, frozen), part)
-        rows, balance = jax.tree.map(lambda leaf: leaf[None], rows), jnp.zeros((), jnp.float32)
-        if rows:  # the mean over micro-batches is a sum of their shares
-            balance = balance_loss(rows, _row_tokens(part)[None], config.balance) / micro_batches
-        return sums.objective + _coefficient(model, config) * balance, (sums, balance)
+        if not rows:
+            return sums.objective, (sums, None)
+        rows = jax.tree.map(lambda leaf: leaf[None], rows)
+        # The mean over micro-batches is a sum of their shares.
+        balance = _added_balance(model, rows, _row_tokens(part)[None], config) / micro_batches
+        return sums.objective + balance, (sums, balance)
 
-    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array], Any]:
+    def of_part(part: dict[str, Array]) -> tuple[tuple[_Sums, Array | None], Any]:
         (_, sums), grads = jax.value_and_grad(value_of, has_aux=True)(params, Batch(**part))
         return sums, grads
 
@@ -132,14 +134,14 @@ def gradients(
     ((sums, balance), grads), _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), start, parts
     )
-    return _report(sums, balance, batch, num_domains), grads
+    return _report(sums, balance, batch, config, num_domains), grads
 
 
 def batch_loss(
     model: Qwen3, params: Any, batch: Batch, chunk: int
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
     """Mean cross-entropy over the batch's counted tokens, nothing added; their number and the experts' load."""
-    out, head = _apply(model, params, batch, balanced=False)
+    out, head = _apply(model, params, batch)
     total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, model.placement.rules)
     return total / jnp.maximum(count, 1.0), (count, out.expert_load)
 
@@ -148,7 +150,7 @@ def domain_losses(
     model: Qwen3, params: Any, batch: Batch, chunk: int, num_domains: int
 ) -> tuple[Float[Array, " {num_domains}"], Float[Array, " {num_domains}"]]:
     """Cross-entropy summed over the counted tokens of each domain, and their numbers."""
-    out, head = _apply(model, params, batch, balanced=False)
+    out, head = _apply(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     losses = token_losses(out.hidden, head, batch.targets, counted, chunk, model.placement.rules).losses
     return by_domain(batch.domains, counted * losses, num_domains), by_domain(batch.domains, counted, num_domains)
@@ -178,7 +180,14 @@ def by_domain(
 
 
 def _balanced(model: Qwen3, config: LossConfig) -> bool:
-    return config.balance != "none" and any(sparse for sparse, _ in model.config.segments)
+    wanted = config.balance != "none" and _coefficient(model, config) != 0
+    return wanted and any(sparse for sparse, _ in model.config.segments)
+
+
+def _added_balance(
+    model: Qwen3, rows: tuple[RowSums, ...], counted: Int[Array, "M R"], config: LossConfig
+) -> Float[Array, ""]:
+    return _coefficient(model, config) * balance_loss(rows, counted, config.balance)
 
 
 def _coefficient(model: Qwen3, config: LossConfig) -> float:
@@ -201,14 +210,14 @@ def _zeros(function: Callable[[], T]) -> T:
     return zeros
 
 
-def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any, Array]:
+def _apply(model: Qwen3, params: Any, batch: Batch) -> tuple[Any, Array]:
     out = model.apply(
         {"params": params},
         batch.tokens,
         attention_mask=batch.segment_ids > 0,
         segment_ids=batch.segment_ids,
         logits_to_keep=1,  # the loss takes its own logits, chunk by chunk; these are dropped by the compiler
-        output_router_rows=balanced,
+        output_router_rows=True,  # also where no loss needs them: then only the load is taken, without padding
     )
     return out, params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
 
@@ -216,7 +225,7 @@ def _apply(model: Qwen3, params: Any, batch: Batch, balanced: bool) -> tuple[Any
 def _forward(
     model: Qwen3, params: Any, batch: Batch, *, config: LossConfig, per_token: Float[Array, ""], num_domains: int
 ) -> tuple[_Sums, tuple[RowSums, ...]]:
-    out, head = _apply(model, params, batch, _balanced(model, config))
+    out, head = _apply(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     taken = token_losses(
         out.hidden, head, batch.targets, counted * per_token, config.chunk, model.placement.rules, config.z_loss
@@ -228,16 +237,18 @@ def _forward(
         domain_loss=by_domain(batch.domains, counted * taken.losses, num_domains),
         expert_load=out.expert_load,
     )
-    return sums, out.router_rows
+    return sums, out.router_rows if _balanced(model, config) else ()
 
 
-def _report(sums: _Sums, balance: Float[Array, ""], batch: Batch, num_domains: int) -> Report:
+def _report(
+    sums: _Sums, balance: Float[Array, ""] | None, batch: Batch, config: LossConfig, num_domains: int
+) -> Report:
     counted, per_token = batch.loss_mask.astype(jnp.float32), _per_token(batch)
     return Report(
         loss=sums.loss * per_token,
         tokens=jnp.sum(counted),
         balance_loss=balance,
-        z_loss=sums.log_z_squared * per_token,
+        z_loss=config.z_loss * sums.log_z_squared * per_token if config.z_loss else None,
         domain_loss=sums.domain_loss,
         domain_tokens=by_domain(batch.domains, counted, num_domains),
         expert_load=sums.expert_load,

@@ -11,13 +11,16 @@ from train.settings import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from zero over `warmup_steps`, then by `config.schedule`:
+    """Learning rate by steps done: linear from zero over `warmup_steps`, then by `config.schedule`:
 
-      cosine    to `final_share` of the peak at step `steps`.
+      cosine    to `final_share` of the peak when `steps` are done.
       linear    the same in a straight line.
       wsd       the peak until the last `decay_share` of the steps, then a straight line to `final_share` of it
                 (warm-up, stable, decay: MiniCPM, 2404.06395).
       constant  the peak.
+
+    The n-th step of a run (from 1) takes the rate at n - 1, as with transformers' schedules: with a warm-up the first
+    step's is zero, and the last step's is one step short of `final_share`.
 
     Raises:
       ValueError: the warm-up does not end before the run (with wsd: before the decay begins).

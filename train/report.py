@@ -1,11 +1,9 @@
 """From a step's metrics on the device to one record; one step is held back, so that reading never waits for long."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +16,8 @@ from qwen3_jax.flops import attention_flops, head_parameters, layer_matrix_param
 from sharding.chips import peak_flops
 from train.config import TrainConfig
 from train.memory import memory_bytes
+from train.non_finite import NonFinite
 from train.sinks import Sink
-
-SKIPS_IN_A_ROW = 20  # steps that are not finite, after which a run that skips them stops all the same
 
 
 @jax.jit
@@ -60,7 +57,7 @@ class Reporter:
         skipped: int = 0,
     ) -> None:
         self._config, self._sinks, self._domains = config, sinks, domain_names
-        self._expert_devices, self._skipped, self._in_a_row = expert_devices, skipped, 0
+        self._expert_devices, self._non_finite = expert_devices, NonFinite(config, skipped)
         self._pending: tuple[int, Any, Any] | None = None
         self._evaluated: Any = None
         self._since = time.perf_counter()
@@ -97,7 +94,7 @@ class Reporter:
         self._pending = None
         (metrics, (tokens, pairs)), evaluated = jax.tree.map(np.asarray, (waited, self._evaluated))
         self._evaluated = None
-        self._check(step, metrics, share)
+        self._non_finite.check(step, metrics, share)
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         self._since = now
@@ -110,7 +107,7 @@ class Reporter:
             record["mfu"] = round(flops / seconds / self._peak, 4)
         record["memory_bytes"] = memory_bytes()
         if self._config.on_non_finite == "skip":
-            record["skipped"] = self._skipped
+            record["skipped"] = self._non_finite.skipped
         if evaluated is not None:
             record |= evaluated_numbers(evaluated, self._domains)
         for sink in self._sinks:
@@ -121,31 +118,6 @@ class Reporter:
         self.flush()
         for sink in self._sinks:
             sink.flush()
-
-    def _check(self, step: int, metrics: Mapping[str, Any], share: Any) -> None:
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if math.isfinite(loss) and math.isfinite(norm) and bool(metrics.get("finite", True)):
-            self._in_a_row = 0
-            return
-        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
-        skips = self._config.on_non_finite == "skip"
-        if skips and self._in_a_row < SKIPS_IN_A_ROW:
-            return
-        again = f"for {SKIPS_IN_A_ROW} steps in a row" if skips else "on these data"
-        raise FloatingPointError(
-            f"loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step {step} "
-            f"({self._name_data(step, share)}): lower the learning rate, or look at the data {again}"
-        )
-
-    def _name_data(self, step: int, share: Any) -> str:
-        """The examples in this process's part of the batch, a few in words and all in a file."""
-        names = list(getattr(share, "examples", ()))
-        if not names:
-            return "the data has no names"
-        path = Path(self._config.run_dir) / f"non_finite_{jax.process_index()}.json"
-        path.write_text(json.dumps({"step": step, "examples": names}), encoding="utf-8")
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"data {', '.join(names[:3])}{more}, listed in {path}"
 
 
 def _on_its_way(tree: Any) -> Any:
@@ -161,11 +133,10 @@ def _devices(config: TrainConfig) -> int:
 
 
 def step_numbers(metrics: Mapping[str, Any], domains: Sequence[str], expert_devices: int) -> dict[str, Any]:
-    """A step's `Metrics`, field by field and on the host already, as plain numbers; what is not finite is None."""
+    """A step's `Metrics`, field by field and on the host already, as plain numbers; what is not finite is None, and
+    what the step does not have is left out."""
     names = ("loss", "grad_norm", "learning_rate", "balance_loss", "z_loss")
-    out: dict[str, Any] = {name: number(metrics[name]) for name in names if name in metrics}
-    if not metrics["expert_load"]:
-        out.pop("balance_loss", None)  # of experts, which there are none of
+    out: dict[str, Any] = {name: number(metrics[name]) for name in names if metrics.get(name) is not None}
     if "domain_loss" in metrics:
         out |= by_domain("domain_loss", metrics["domain_loss"], metrics["domain_tokens"], domains)
     return out | balance(metrics["expert_load"], expert_devices)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import Array, Int
 
 from qwen3_jax.lora import adapter_tree, init_adapters
 from qwen3_jax.model import Qwen3
@@ -26,7 +27,7 @@ class TrainState:
       step: steps done.
       params: what is trained: the model's parameters, or its adapters.
       opt_state: the optimizer's.
-      ema: exponential moving average of the parameters, when `ema_decay` is set.
+      ema: exponential moving average of the parameters, see `next_average`, when `ema_decay` is set.
       frozen: with adapters, the base's parameters, in the dtype of the activations; not in checkpoints. Else None.
     """
 
@@ -67,6 +68,22 @@ def init_state(model: Qwen3, config: TrainConfig, mesh: Mesh | None = None, para
     layout = state_shardings(model, config, mesh)
     state: TrainState = jax.jit(init, out_shardings=layout, donate_argnums=0)(params)
     return state
+
+
+def next_average(average: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """The average after a step that made `params`; None stays None.
+
+    Step n (from 1) decays by min(decay, (1 + n) / (10 + n)), so that a short run's average is not mostly the parameters
+    it began with: the warm-up of `tf.train.ExponentialMovingAverage` with `num_updates`, and of
+    torch-ema.
+
+    Args:
+      step: steps done before this one.
+    """
+    if average is None:
+        return None
+    taken = jnp.maximum(jnp.float32(1 - decay), 9.0 / (11.0 + jnp.asarray(step, jnp.float32)))
+    return optax.incremental_update(params, average, taken)
 
 
 def trained_specs(model: Qwen3) -> dict[str, Any]:

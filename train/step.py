@@ -22,7 +22,7 @@ from train.lora import lora_of
 from train.objective import batch_loss as batch_loss
 from train.objective import gradients
 from train.optimizer import make_optimizer, schedule
-from train.state import TrainState, state_shardings
+from train.state import TrainState, next_average, state_shardings
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
 
@@ -114,7 +114,7 @@ def make_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
             params = optax.apply_updates(state.params, updates)
             learning_rate = jnp.asarray(rate(state.step), jnp.float32)
-            ema = state.ema if state.ema is None else optax.incremental_update(params, state.ema, 1 - config.ema_decay)
+            ema = next_average(state.ema, params, config.ema_decay, state.step)
         # A gradient is not finite where the z-loss or the balance loss is not, which `loss` does not show.
         finite = jnp.isfinite(report.loss) & jnp.isfinite(grad_norm)
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema)

@@ -72,16 +72,15 @@ def prepare(args: argparse.Namespace, **changes: Any) -> tuple[Callable[..., Any
 def step_seconds(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
-    step, state, batch, config = prepare(args)
+    step, state, batch, _ = prepare(args)
     began = time.perf_counter()
     program = step.lower(state, batch).compile()
     compile_s = time.perf_counter() - began
     seconds, busy, losses = [], [], []
-    coefficient = config.model.get("router_aux_loss_coef", 0.0) if config.model.get("num_experts") else 0.0
     for _ in range(args.steps):
         began, worked = time.perf_counter(), time.process_time()
         state, metrics = program(state, batch)
-        losses.append(float(metrics.loss) + coefficient * float(metrics.balance_loss))
+        losses.append(float(metrics.loss) + (0.0 if metrics.balance_loss is None else float(metrics.balance_loss)))
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - began)
         busy.append(time.process_time() - worked)

@@ -109,6 +109,28 @@ def test_gathered_values_gradients_and_load_are_those_of_one_device(mesh: str) -
     assert_equals_one_device(on_mesh(MESHES[mesh], "gather"))
 
 
+@pytest.mark.parametrize(
+    ("mesh", "form"),
+    [
+        ("expert, context", "dispatch"),
+        ("expert, context", "gather"),
+        ("data, expert", "gather"),
+        ("expert, fsdp, tensor", "dispatch"),
+        ("fsdp, tensor", "dispatch"),
+    ],
+)
+def test_padding_is_no_load(mesh: str, form: Any) -> None:
+    """Of the counted tokens alone, counted in numpy by the logits; rows differ in how many they have."""
+    params, x = inputs()
+    counted = np.arange(LENGTH) < np.array([6, 1, 3, 0, 5, 2, 6, 4])[:, None]
+    with jax.set_mesh(make_mesh(**MESHES[mesh])):
+        run = jax.jit(lambda x, p, counted: expert_parallel(x, p, CONFIG, form=form, counted=counted)[1])
+        report = jax.device_get(run(x, params, jnp.asarray(counted)))
+    best = np.argsort(report.logits, axis=-1)[..., -CONFIG.num_experts_per_tok :]
+    np.testing.assert_array_equal(report.load, np.bincount(best[counted].ravel(), minlength=CONFIG.num_experts))
+    np.testing.assert_array_equal(report.rows.assignments.sum(0), report.load)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("mesh", ["expert", "expert, fsdp, tensor"])
 def test_rounds_of_any_size_are_one_round(mesh: str, rows: int, monkeypatch: Any) -> None:

@@ -209,6 +209,11 @@ def test_expert_counts():
     assert report.load.sum() == 77 * CONFIG.num_experts_per_tok
     best = jnp.argsort(report.logits[0], axis=-1)[:, -CONFIG.num_experts_per_tok :]
     np.testing.assert_array_equal(report.load, expert_counts(best, CONFIG.num_experts))
+    counted = np.arange(77) % 3 > 0  # padding does not count where it is said what is
+    run = jax.jit(lambda x, params, counted: moe(x, params, CONFIG, counted=counted)[1])
+    of_counted = run(make_x(77)[None], make_params(), jnp.asarray(counted)[None])
+    np.testing.assert_array_equal(of_counted.load, expert_counts(best[counted], CONFIG.num_experts))
+    np.testing.assert_array_equal(of_counted.load, of_counted.rows.assignments[0])
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,28 @@ def test_four_micro_batches_give_the_numbers_of_the_whole_batch(whole: tuple[Any
             jax.tree.leaves(getattr(report, field.name)), jax.tree.leaves(getattr(reported, field.name)), strict=True
         ):
             np.testing.assert_allclose(got, want, rtol=2e-6, err_msg=field.name)
-    assert float(report.balance_loss) > 2
+    assert float(report.balance_loss) > 0.5 * 2  # the coefficient is in it
     assert float(report.domain_tokens.sum()) == float(report.tokens) == batch_with_domains().loss_mask.sum()
     np.testing.assert_allclose(report.domain_loss.sum() / report.tokens, report.loss, rtol=1e-6)
-    np.testing.assert_allclose(value, report.loss + 0.01 * report.z_loss + 0.5 * report.balance_loss, rtol=1e-6)
+    np.testing.assert_allclose(value, report.loss + report.z_loss + report.balance_loss, rtol=1e-6)
+    for added in (report.z_loss, report.balance_loss):
+        assert added > 1e-3 * report.loss  # each is seen in the sum
+
+
+@pytest.mark.parametrize(("balance", "micro_batches"), [("none", 1), ("micro_batch", 4)])
+def test_the_load_is_that_of_tokens_that_are_no_padding(
+    whole: tuple[Any, Any], balance: Any, micro_batches: int
+) -> None:
+    """With a balance loss or without one: rows that are half padding give the load of rows without any."""
+    batch = packed_batch(512)
+    padded = jax.tree.map(lambda array: np.pad(array, ((0, 0), (0, array.shape[1]))), batch)
+    loss = dataclasses.replace(LOSS, balance=balance)
+    run = jax.jit(partial(gradients, Qwen3(MOE), config=loss, micro_batches=micro_batches))
+    report, _ = run(random_params(MOE), padded)
+    assert (report.balance_loss is None) == (balance == "none")
+    expected = whole[0][1].expert_load
+    jax.tree.map(np.testing.assert_array_equal, report.expert_load, expected)
+    assert sum(load.sum() for load in expected) == (batch.segment_ids > 0).sum() * MOE.num_experts_per_tok  # one layer
 
 
 def test_the_micro_batch_form_is_another_number_where_there_are_several(whole: tuple[Any, Any]) -> None:
@@ -99,6 +117,7 @@ def test_a_mesh_gives_the_numbers_of_one_device_and_cutting_sends_nothing(form: 
         text = jax.jit(lambda batch: cut(batch, 2, rules)).lower(here).compile().as_text()
     np.testing.assert_allclose(sharded, value, rtol=1e-5)
     np.testing.assert_allclose(sharded_report.balance_loss, report.balance_loss, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, sharded_report.expert_load, report.expert_load)
     assert relative(got, expected) < 1e-5
     assert communication(parse_program(text), mesh) == []
 

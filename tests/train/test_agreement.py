@@ -93,8 +93,8 @@ def ours(architecture: ModelConfig, params: Any, data: list[np.ndarray], sparse:
             domains=np.zeros(tokens.shape, np.int32),
         )
         state, metrics = step(state, batch)
-        assert metrics.balance_loss is not None
-        losses.append(float(metrics.loss) + architecture.router_aux_loss_coef * float(metrics.balance_loss) * sparse)
+        assert (metrics.balance_loss is not None) == sparse
+        losses.append(float(metrics.loss) + (float(metrics.balance_loss) if sparse else 0.0))
     assert TRACES["train_step"] - before == 1
     return losses
 

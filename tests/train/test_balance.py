@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.router import Routing, RowSums, row_sums
-from train.balance import balance_loss, load_entropy
+from train.balance import balance_loss
 from train.settings.loss import Balance
 
 M, L, R, T, E, K = 3, 2, 2, 5, 6, 2
@@ -121,9 +121,3 @@ def test_the_gradient_is_that_of_the_probabilities_with_the_global_frequency() -
     for layer in range(L):
         expected = np.broadcast_to(E * f[layer] / (counted.sum() * L), (M, 1, R, E))
         np.testing.assert_allclose(gradient[layer], expected, rtol=1e-5)
-
-
-def test_entropy_of_the_load() -> None:
-    assert load_entropy([np.array([[2, 2, 0, 0]])]) == pytest.approx(0.5)
-    assert load_entropy([np.array([[3, 3, 3, 3]]), np.array([[12, 0, 0, 0], [1, 1, 1, 1]])]) == pytest.approx(0)
-    assert load_entropy([np.array([[3, 3, 3, 3]])]) == pytest.approx(1)

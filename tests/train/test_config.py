@@ -31,15 +31,42 @@ def test_overrides_are_dotted_yaml() -> None:
     assert config.optimizer.clip_norm == load_config(POCKET).optimizer.clip_norm
 
 
+def test_nothing_after_the_equals_sign_empties_a_text() -> None:
+    changes = ["init_from=", "data.domain=", "tokenizer.path=~", "data.sources=[{path: a.txt, field: }]"]
+    config = load_config(POCKET, changes)
+    assert (config.init_from, config.data.domain, config.tokenizer.path) == ("", "", "")
+    assert config.data.sources[0].field == ""
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("optimizer.learning_rat=1", "optimizer.learning_rat is not a key of the configuration: did you mean "
          "optimizer.learning_rate?"),
         ("stepz=1", "stepz is not a key of the configuration: did you mean steps?"),
+        ("learning_rate=1", "learning_rate is not a key of the configuration: did you mean optimizer.learning_rate[?]"),
+        ("data.learning_rate=1", "data.learning_rate is not .*: did you mean optimizer.learning_rate[?]"),
+        ("lora_alph=1", "lora_alph is not a key of the configuration: did you mean lora.lora_alpha[?]"),
+        ("rows=1", "did you mean data.rows or evaluation.rows[?]"),
+        ("optimizer.lr=1", "optimizer.lr is not a key of the configuration: the keys of optimizer are name, "
+         "learning_rate, schedule, .*muon_adam_rate$"),
+        ("lr=1", "lr is not a key of the configuration: the keys are run_dir, seed, steps, .*keep_checkpoints$"),
+        ("data.sources=[{pth: a}]", "data.sources.pth is not a key of .*: did you mean data.sources.path[?]"),
+        ("evaluation.sources=[{feeld: a}]", "did you mean evaluation.sources.field[?]"),
         ("steps=many", "steps must be of type int, got 'many'"),
         ("steps=true", "steps must be of type int, got True"),
         ("steps=0", "steps must be positive, got 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate must be a finite number, got nan"),
+        ("optimizer.b1=.nan", "optimizer.b1 must be a finite number, got nan"),
+        ("ema_decay=-inf", "ema_decay must be a finite number, got -inf"),
+        ("loss.balance_coefficient=1e999", "loss.balance_coefficient must be a finite number, got inf"),
+        (f"optimizer.eps=1{'0' * 400}", "optimizer.eps must be a finite number, got inf"),
+        ("data.lengths=[{share: .inf}]", "data.lengths.share must be a finite number, got inf"),
+        ("model.rope_theta=.inf", "model.rope_theta must be a finite number, got inf"),
+        ("model.rope_scaling={factor: [.nan]}", "model.rope_scaling.factor must be a finite number, got nan"),
+        ("seed=-1", "seed must be in 0..4294967295, got -1"),
+        ("seed=4294967296", "seed must be in 0..4294967295, got 4294967296"),
+        ("steps=", "steps must be of type int, got None"),
         ("data=3", "data must be a section"),
         ("steps.more=3", "steps is a value, not a section"),
         ("layout=round", r"layout must be one of \['stacked', 'unrolled'\], got 'round'"),

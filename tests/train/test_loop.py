@@ -66,7 +66,7 @@ def test_the_loss_falls_and_every_step_is_reported(finished: tuple[TrainConfig, 
     settings, state, _ = finished
     report = lines(Path(settings.run_dir))
     assert [line["step"] for line in report] == list(range(1, 13))
-    fields = "step loss grad_norm learning_rate z_loss domain_loss tokens_per_second memory_bytes"
+    fields = "step loss grad_norm learning_rate domain_loss tokens_per_second memory_bytes"
     assert set(report[0]) == set(fields.split())
     assert report[-1]["loss"] < 0.8 * report[0]["loss"]
     batch = next(batches(data(settings).documents, 2, 256, first=10_000)).batch

@@ -49,6 +49,32 @@ def test_schedules(name: Any, expected: list[float]) -> None:
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_the_rate_of_every_step_is_that_of_transformers(name: Any) -> None:
+    """50 steps, the first (rate zero) and the last (one short of the end) among them; 10 of warm-up, wsd decays in 10
+    (to zero: theirs also begins its warm-up at the final share)."""
+    torch = pytest.importorskip("torch")
+    optimization = pytest.importorskip("transformers.optimization")
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = {
+        "cosine": lambda: optimization.get_cosine_with_min_lr_schedule_with_warmup(sgd, 10, 50, min_lr_rate=0.2),
+        "linear": lambda: optimization.get_linear_schedule_with_warmup(sgd, 10, 50),
+        "wsd": lambda: optimization.get_wsd_schedule(sgd, 10, 10, 50, decay_type="linear"),
+        "constant": lambda: optimization.get_constant_schedule_with_warmup(sgd, 10),
+    }[name]()
+    expected = []
+    for _ in range(50):
+        expected.append(theirs.get_last_lr()[0])
+        sgd.step()
+        theirs.step()
+    share = {"cosine": {"final_share": 0.2}, "constant": {}}.get(name, {"final_share": 0.0})
+    config = OptimizerConfig(learning_rate=1.0, schedule=name, warmup_steps=10, **share)
+    with jax.numpy_dtype_promotion("standard"):
+        rates = jax.vmap(schedule(config, 50))(jnp.arange(50))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-6)
+    assert rates[0] == 0
+
+
 def test_wsd_decays_over_its_share() -> None:
     config = OptimizerConfig(learning_rate=1.0, schedule="wsd", warmup_steps=0, decay_share=0.25, final_share=0.0)
     with jax.numpy_dtype_promotion("standard"):
@@ -188,7 +214,9 @@ def test_muon_and_the_average_lie_on_a_mesh_as_the_parameters_do() -> None:
     for got, expected in zip(*(run[2] for run in runs), strict=True):
         assert relative(got, expected) < 2e-4  # Newton-Schulz enlarges what is small in a gradient
     second = jax.tree.map(np.asarray, state.params)
-    average = jax.tree.map(lambda a, b, c: 0.25 * a + 0.25 * b + 0.5 * c, before, first, second)
+    kept = (2 / 11, 3 / 12)  # by the warm-up
+    average = jax.tree.map(lambda a, b: kept[0] * a + (1 - kept[0]) * b, before, first)
+    average = jax.tree.map(lambda a, b: kept[1] * a + (1 - kept[1]) * b, average, second)
     assert relative(state.ema, average) < 1e-6
     momentum = state.opt_state[1].inner_states["muon"].inner_state[0].mu["segments_1"]["experts_gate_proj"]
     assert momentum.sharding == state_shardings(model, config, mesh).params["segments_1"]["experts_gate_proj"]
@@ -197,6 +225,36 @@ def test_muon_and_the_average_lie_on_a_mesh_as_the_parameters_do() -> None:
         text = step.lower(state, placed).compile().as_text()
     gathered = [line for line in text.splitlines() if " all-gather(" in line and "scale_by_muon" in line]
     assert not [line for line in gathered if "f32[1,8," in line or "f32[2,8," in line]
+
+
+def test_the_average_follows_a_short_run_and_is_slow_in_a_long_one() -> None:
+    """Against float64 sums with the decay min(d, (1 + n) / (10 + n)) at step n, in one compiled program; d = 0.999."""
+    config = settings("dense", {}, steps=20_000, ema_decay=0.999, optimizer={"warmup_steps": 0, "schedule": "constant"})
+    model = make_model(config, None)
+    state, step, batch = init_state(model, config), make_step(model, config), packed_batch(512)
+    before = TRACES["train_step"]
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
+
+    start = expected = wide(state.params)
+    for n in range(1, 9):
+        state, _ = step(state, batch)
+        kept = min(0.999, (1 + n) / (10 + n))
+        expected = jax.tree.map(lambda old, new, kept=kept: kept * old + (1 - kept) * new, expected, wide(state.params))
+    assert relative(state.ema, expected) < 1e-6
+
+    def distance(one: Any, other: Any) -> float:
+        return float(
+            np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True)))
+        )
+
+    moved = distance(wide(state.params), start)
+    assert distance(wide(state.ema), wide(state.params)) < 0.35 * moved  # 0.99 of the way is left without the warm-up
+    late = dataclasses.replace(state, step=jnp.int32(15_000), ema=jax.tree.map(jnp.zeros_like, state.ema))
+    late, _ = step(late, batch)
+    assert relative(late.ema, jax.tree.map(lambda new: 0.001 * new, wide(late.params))) < 1e-4  # 1 - 0.999 in float32
+    assert TRACES["train_step"] - before == 1
 
 
 def test_a_step_that_is_not_finite_is_skipped_where_that_is_asked_for() -> None:

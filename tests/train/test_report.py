@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 from qwen3_jax.flops import step_flops
+from qwen3_jax.model import Qwen3
 from sharding.chips import CHIPS, peak_flops
-from tests.tiny import dense_config, moe_config
+from tests.tiny import dense_config, moe_config, random_params
+from tests.train.test_sharded import packed_batch
 from train.config import TrainConfig, parse
 from train.memory import memory_bytes, resident_bytes
-from train.report import SKIPS_IN_A_ROW, Reporter, balance, count_work, number, work_flops
+from train.non_finite import SKIPS_IN_A_ROW
+from train.objective import objective
+from train.report import Reporter, balance, count_work, number, work_flops
+from train.settings import LossConfig
 from train.sinks import JsonLines
 
 
@@ -96,6 +102,23 @@ def test_a_line_has_every_number(tmp_path: Path) -> None:
     assert first["memory_bytes"] > 2**20
 
 
+def test_a_term_that_is_not_added_has_no_field(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.push(1, dataclasses.replace(metrics(), z_loss=None, balance_loss=None), WORK)
+    report.flush()
+    assert not {"z_loss", "balance_loss"} & set(lines(tmp_path)[0])
+    for config, z_loss, added in ((moe_config(), 0.0, {"balance_loss"}), (dense_config(), 0.01, {"z_loss"})):
+        loss, model = LossConfig(chunk=64, z_loss=z_loss), Qwen3(config)
+
+        def told(params: Any, batch: Any, model: Qwen3 = model, loss: LossConfig = loss) -> dict[str, Any]:
+            _, report = objective(model, params, batch, loss)
+            return {name: getattr(report, name) for name in ("z_loss", "balance_loss")}
+
+        params = jax.eval_shape(lambda config=config: random_params(config))
+        shapes = jax.eval_shape(told, params, packed_batch(config.vocab_size))
+        assert {name for name, shape in shapes.items() if shape is not None} == added
+
+
 def test_work_is_that_of_the_documents_in_a_batch() -> None:
     segments = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     tokens, pairs = count_work(segments)
@@ -137,6 +160,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_step_and_data(tmp_pat
     with pytest.raises(FloatingPointError, match=says) as raised:
         report.flush()
     assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith("non_finite_0.json): lower the learning rate, or look at these data")
     listed = json.loads((tmp_path / "non_finite_0.json").read_text())
     assert listed == {"step": 2, "examples": ["web:17", "web:18", "code:3", "code:4", "code:5"]}
     assert [line["step"] for line in lines(tmp_path)] == [1]
@@ -156,3 +180,72 @@ def test_with_skip_it_goes_on_counts_and_stops_after_many_in_a_row(tmp_path: Pat
     report.push(step + 1, metrics(math.nan), WORK)
     with pytest.raises(FloatingPointError, match=f"at step {step + 1} .* for {SKIPS_IN_A_ROW} steps in a row"):
         report.flush()
+
+
+@pytest.mark.parametrize(
+    ("loads", "entropy"),
+    [([[[2, 2, 0, 0]]], 0.5), ([[[3, 3, 3, 3]], [[12, 0, 0, 0], [1, 1, 1, 1]]], 0.0), ([[[3, 3, 3, 3]]], 1.0)],
+)
+def test_entropy_of_the_load_is_that_of_the_worst_layer(loads: list[Any], entropy: float) -> None:
+    assert balance([np.array(run) for run in loads], 2)["expert_load_entropy"] == pytest.approx(entropy, abs=1e-4)
+
+
+def skipped(run_dir: Path, process: int = 0) -> list[dict[str, Any]]:
+    path = run_dir / f"non_finite_{process}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_skipped_step_is_named_with_its_data_in_a_line_and_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = reporter(tmp_path, on_non_finite="skip")
+    report.push(1, metrics(), WORK, Share(("good:0",)))
+    report.push(2, metrics(grad_norm=math.inf), WORK, Share(("web:17", "web:18", "code:3", "code:4", "code:5")))
+    report.push(3, metrics(), WORK, Share(("good:1",)))
+    report.push(4, metrics(math.nan), WORK, Share(("wéb:20",)))
+    report.persist()
+    assert skipped(tmp_path) == [
+        {"step": 2, "examples": ["web:17", "web:18", "code:3", "code:4", "code:5"]},
+        {"step": 4, "examples": ["wéb:20"]},
+    ]
+    file = tmp_path / "non_finite_0.jsonl"
+    assert capsys.readouterr().out.splitlines() == [
+        f"loss and gradient must be finite, got loss 1.5 and gradient norm inf at step 2 (data web:17, web:18, code:3 "
+        f"and 2 more, listed in {file}): the step is skipped",
+        f"loss and gradient must be finite, got loss nan and gradient norm 2.0 at step 4 (data wéb:20, listed in "
+        f"{file}): the step is skipped",
+    ]
+    assert not (tmp_path / "non_finite_0.json").exists()  # nothing stopped
+    # From the checkpoint of step 3 on again: step 4 is done again, and may go well.
+    again = reporter(tmp_path, on_non_finite="skip")
+    again.push(4, metrics(), WORK, Share(("wéb:20",)))
+    again.flush()
+    assert [line["step"] for line in skipped(tmp_path)] == [2]
+
+
+def test_what_an_earlier_start_stopped_at_goes_when_the_run_has_passed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = reporter(tmp_path)
+    first.push(5, metrics(math.nan), WORK, Share(("web:17",)))
+    with pytest.raises(FloatingPointError):
+        first.flush()
+    left = tmp_path / "non_finite_0.json"
+    (tmp_path / "non_finite_3.json").write_text(left.read_text())  # of another process, which this start lacks
+    (tmp_path / "non_finite_3.jsonl").write_text('{"step": 2, "examples": []}\n{"step": 4, "examples": []}\n')
+    second = reporter(tmp_path)
+    second.push(4, metrics(), WORK)
+    second.push(5, metrics(), WORK)  # reports step 4
+    assert left.exists()
+    second.flush()
+    assert not list(tmp_path.glob("non_finite_*.json"))
+    assert [line["step"] for line in skipped(tmp_path, 3)] == [2]
+    # Beside other processes each looks after its own.
+    left.write_text('{"step": 5, "examples": []}')
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    monkeypatch.setattr("jax.process_index", lambda: 3)
+    (tmp_path / "non_finite_3.json").write_text("torn")
+    third = reporter(tmp_path)
+    third.push(6, metrics(), WORK)
+    third.flush()
+    assert [path.name for path in tmp_path.glob("non_finite_*.json")] == ["non_finite_0.json"]

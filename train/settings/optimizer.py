@@ -11,8 +11,8 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-3  # at the peak
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
-    final_share: float = 0.02  # of the peak, at the last step; not of "constant"
-    warmup_steps: int = 100
+    final_share: float = 0.02  # of the peak, which a step after the last would have; not of "constant"
+    warmup_steps: int = 100  # the first of them has rate zero, see train.optimizer.schedule
     decay_share: float = 0.2  # of the steps, at the end: when "wsd" (warm-up, stable, decay) decays
     weight_decay: float = 0.05  # on matrices; none on norms
     b1: float = 0.9  # of AdamW, as b2 and eps; with "muon" for what it leaves to AdamW
