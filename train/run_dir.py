@@ -33,7 +33,8 @@ from train.config import TrainConfig, parse, to_dict
 
 # What may differ between two starts of a run: it decides none of what is learnt. A name stands for all beneath it.
 FREE = frozenset(
-    {"run_dir", "report", "checkpoint_every", "keep_checkpoints", "mesh", "evaluation", "data.threads", "data.cache"}
+    "run_dir report checkpoint_every keep_checkpoints mesh evaluation".split()
+    + "data.threads data.cache data.on_bad_record".split()
 )
 _PATH = re.compile(r"data\.sources\[\d+\]\.path")  # files are known by their contents, see train.data.identity
 
@@ -99,15 +100,15 @@ def claim(run_dir: Path, config: TrainConfig) -> None:
     """
     path = run_dir / "config.yaml"
     ours = to_dict(config) | {"run_dir": ""}
-    theirs = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    differ = [] if theirs is None else _differences(theirs, ours, config)
+    earlier = stored_config(run_dir)  # parsed: a key that it was written without has its default
+    differ = [] if earlier is None else _differences(to_dict(earlier) | {"run_dir": ""}, ours, config)
     if differ and _begun(run_dir):
         raise ValueError(
             f"{run_dir} must be empty or hold this run, got one that differs in {'; '.join(differ)}: choose another "
             "run_dir (with init_from to go on from its model)"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    if theirs is None or differ:
+    if earlier is None or differ:
         for name in ("tokenizer", "base.json"):  # made for the other configuration
             _remove(run_dir / name)
         replace_text(path, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from qwen3_jax.checkpoint import from_pretrained, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
@@ -209,6 +210,9 @@ def test_what_decides_nothing_learnt_may_change_and_a_constant_run_may_go_on(tmp
     changes: dict[str, Any] = {"steps": 2, "optimizer": rate, "evaluation": {}, "checkpoint_every": 1}
     run(config(tmp_path / "run", data=data, **changes))
     moved = tmp_path / "cache"
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del stored["data"]["on_bad_record"]  # written before there was such a key
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
     changes |= {"steps": 4, "evaluation": {"every": 2, "batches": 1, "sources": data["sources"]}}
     run(config(tmp_path / "run", data=data | {"threads": 1, "cache": str(moved)}, **changes))
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
