@@ -5,6 +5,7 @@ environment.json   every start: when, by which command, with which packages, fro
 tokenizer/         the run's tokenizer
 metrics.jsonl      one object a step
 checkpoints/N      the state after step N
+non_finite_P.json, non_finite_P.jsonl   steps whose loss or gradient was not finite, see train.non_finite
 data_identity.json what the files of the data are, by contents
 data.json          tokens read by label, against the target, at the end (of data from files)
 model/             the finished model in Hugging Face form
