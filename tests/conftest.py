@@ -1,6 +1,7 @@
 """Strict settings of every test: no silent rank or dtype promotion, eight devices, warnings are errors, no network."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before jax, transformers and huggingface_hub are imported; subprocesses of the tests inherit these.
@@ -8,6 +9,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["QWEN3_JAX_COMPILATION_CACHE_DIR"] = "off"  # a test compiles what it runs and writes nothing to the home
+
+# A shell that starts the suite in the background has it ignore Ctrl-C; programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

@@ -47,8 +47,6 @@ def run(config: TrainConfig) -> Path | None:
     config = resolve(config, None if earlier is None else earlier.model)
     ModelConfig.from_hf(config.model)  # a mistake in it shows before anything is written
     _check_vocabulary(config)
-    for line in without_effect(config):
-        warnings.warn(line, stacklevel=2)
     with Stop() as stop, Lock(run_dir):
         try:
             with stop.at_once():
@@ -101,7 +99,10 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     try:
-        directory = run(load_config(argv[0], argv[1:]))
+        config = load_config(argv[0], argv[1:])
+        for line in without_effect(config):
+            warnings.warn(line, stacklevel=2)
+        directory = run(config)
         if directory is not None:
             print(directory)
     except (FloatingPointError, OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.cli import main
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.model import Qwen3
 from qwen3_jax.tokenizer import load_tokenizer
@@ -244,3 +245,17 @@ def test_settings_without_effect_are_said(tmp_path: Path, changes: Any, says: st
     told = list(without_effect(config(tmp_path, **plain | changes)))
     assert len(told) == (says is not None)
     assert says is None or says in told[0]
+
+
+def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though the run then ends for another reason."""
+    (tmp_path / "config.yaml").write_text("{}")
+    words = [
+        "train",
+        str(tmp_path / "config.yaml"),
+        f"run_dir={tmp_path / 'run'}",
+        "loss.balance=micro_batch",
+        "model={}",
+    ]
+    assert main(words) == 2
+    assert "warning: loss.balance=micro_batch is loss.balance=global" in capsys.readouterr().err

@@ -120,6 +120,7 @@ def test_the_first_line_of_a_full_stage_finds_its_data(
     assert share.place(None).tokens.shape == (8, 128)
 
 
+@pytest.mark.filterwarnings("ignore:the held-out batches")  # of a corpus so small
 @pytest.mark.filterwarnings("ignore:.*documents are left out")  # the long stage takes no short ones
 def test_the_small_stages_run_one_after_another(tmp_path: Path) -> None:
     corpus = write_corpus(CorpusConfig(documents=400, held_out=20), tmp_path / "corpus")
