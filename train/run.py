@@ -16,10 +16,10 @@ from train.full_disk import is_full_disk
 from train.initial import load_initial, resolve, source_of
 from train.loop import Initial, train
 from train.lora import claim_base
-from train.run_dir import Lock, claim, stored_config
+from train.run_dir import Lock, begun, claim, stored_config
 from train.stop import Stop, Stopped
 from train.tokenizer import write_tokenizer
-from train.without_effect import without_effect
+from train.without_effect import warn_without_effect
 
 USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
 
@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> Path | None:
     if not config.run_dir:
         raise ValueError("run_dir must be set, got nothing: add run_dir=DIR to the command")
     run_dir = Path(config.run_dir)
-    earlier = stored_config(run_dir)
+    earlier = stored_config(run_dir) if begun(run_dir) else None
     config = resolve(config, None if earlier is None else earlier.model)
     ModelConfig.from_hf(config.model)  # a mistake in it shows before anything is written
     _check_vocabulary(config)
@@ -100,8 +100,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     try:
         config = load_config(argv[0], argv[1:])
-        for line in without_effect(config):
-            warnings.warn(line, stacklevel=2)
+        warn_without_effect(config)
         directory = run(config)
         if directory is not None:
             print(directory)

@@ -103,7 +103,7 @@ def claim(run_dir: Path, config: TrainConfig) -> None:
     ours = to_dict(config) | {"run_dir": ""}
     earlier = stored_config(run_dir)  # parsed: a key that it was written without has its default
     differ = [] if earlier is None else _differences(to_dict(earlier) | {"run_dir": ""}, ours, config)
-    if differ and _begun(run_dir):
+    if differ and begun(run_dir):
         raise ValueError(
             f"{run_dir} must be empty or hold this run, got one that differs in {'; '.join(differ)}: choose another "
             "run_dir (with init_from to go on from its model)"
@@ -129,11 +129,15 @@ def _within(key: str, names: Collection[str]) -> bool:
     return beneath or _PATH.fullmatch(key) is not None
 
 
-def _begun(run_dir: Path) -> bool:
-    """Whether a step was made that another start must go on from."""
+def begun(run_dir: Path) -> bool:
+    """Whether a step was made, so that the configuration there counts."""
     metrics = run_dir / "metrics.jsonl"
-    saved = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
-    return saved or (metrics.exists() and metrics.stat().st_size > 0)
+    return has_checkpoint(run_dir) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is a whole checkpoint, from which the next start goes on."""
+    return any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
 
 
 def _remove(path: Path) -> None:

@@ -1,9 +1,16 @@
 """Settings of a run that change nothing in it, which a user should hear of."""
 
+import warnings
 from collections.abc import Iterator
 
 from train.config import TrainConfig
 from train.settings import DataConfig, TokenizerConfig
+
+
+def warn_without_effect(config: TrainConfig) -> None:
+    """For the command; who calls `run` with a configuration of their own making knows."""
+    for line in without_effect(config):
+        warnings.warn(line, stacklevel=3)
 
 
 def without_effect(config: TrainConfig) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import warnings
 from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     import train
     from qwen3_jax.compile_cache import enable_compile_cache
     from sharding.processes import is_first
-    from train.without_effect import without_effect
+    from train.without_effect import warn_without_effect
 
     config = train.load_config(config_file(args.config), args.overrides)
     if args.mesh is not None:
@@ -59,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     start_processes(args)
     enable_compile_cache()
     if is_first():
-        for line in without_effect(config):
-            warnings.warn(line, stacklevel=2)
+        warn_without_effect(config)
     directory = train.run(config)
     if is_first() and directory is not None:
         print(directory)

@@ -192,6 +192,22 @@ def test_a_start_without_a_step_claims_nothing(tmp_path: Path) -> None:
         run(config(tmp_path / "run", data=data, seed=5, **changes))
 
 
+def test_another_model_to_begin_from_replaces_that_of_a_start_without_a_step(first: Path, tmp_path: Path) -> None:
+    """Nothing of the first one's config.json stays."""
+    data, other = files(tmp_path / "data"), tiny.dense_config()
+    params = tiny.random_params(other, "unrolled")
+    tok = load_tokenizer(tiny.write_tokenizer(tmp_path / "origin"))
+    save_pretrained(tmp_path / "other", Qwen3(other, layout="unrolled"), params, tokenizer=tok)
+    changes: dict[str, Any] = {"steps": 1, "optimizer": {"warmup_steps": 0}, "evaluation": {}, "tokenizer": {}}
+    missing = data | {"sources": [{"path": str(tmp_path / "nope.jsonl")}]}
+    with pytest.raises(FileNotFoundError, match=r"nope.jsonl"):
+        run(config(tmp_path / "run", data=missing, model={}, init_from=str(first), **changes))
+    run(config(tmp_path / "run", data=data, model={}, init_from=str(tmp_path / "other"), **changes))
+    stored = stored_config(tmp_path / "run")
+    assert stored is not None
+    assert stored.model == other.to_hf()
+
+
 def test_nothing_to_evaluate_shows_before_there_are_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("parameters were made first")

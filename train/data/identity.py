@@ -20,6 +20,7 @@ from train.config import TrainConfig
 from train.data.readers import SUFFIXES, HuggingFaceReader, find_files, open_readers
 from train.data.texts import cache_of
 from train.data.token_shards import MANIFEST, shard_files
+from train.run_dir import has_checkpoint, replace_text
 from train.settings import SourceConfig
 
 IDENTITY = "data_identity.json"
@@ -54,7 +55,7 @@ def claim_data(run_dir: Path, config: TrainConfig) -> None:
     if not sources:
         return
     path, cache = run_dir / IDENTITY, cache_of(config.data)
-    resumed = path.exists() and any(step.name.isdigit() for step in (run_dir / "checkpoints").glob("*"))
+    resumed = path.exists() and has_checkpoint(run_dir)
     theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if resumed else {}
     ours = identify(sources, theirs.get("blocks"))
     if resumed:
@@ -62,9 +63,7 @@ def claim_data(run_dir: Path, config: TrainConfig) -> None:
     ours["documents"] = [count for source in sources for count in _counts(source, cache)]
     if not resumed:
         run_dir.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{IDENTITY}.tmp")
-        beside.write_text(json.dumps(ours, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        replace_text(path, json.dumps(ours, indent=1, ensure_ascii=False) + "\n")
         return
     for file, count, was in zip(ours["files"], ours["documents"], theirs["documents"], strict=True):
         if count != was:
