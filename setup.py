@@ -67,6 +67,14 @@ TEST = [
 ]
 DEV = [*TEST, "mypy>=1.15", "pre-commit>=4.0", "ruff>=0.12", "types-PyYAML>=6.0"]
 
+# What is installed as a part of `qwen3_jax` and stands beside it: package -> folder.
+BESIDE = ("sharding", "infer", "train", "configs")
+PARTS = {
+    f"qwen3_jax.{package}": package.replace(".", "/")
+    for name in BESIDE
+    for package in [name, *(f"{name}.{inner}" for inner in find_packages(name))]
+}
+
 setup(
     name="qwen3-jax",
     version="0.1.0",
@@ -76,12 +84,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    # `configs/` stands at the top of the checkout and is installed as `qwen3_jax/configs`: `qwen3_jax.configs_path()`.
-    packages=[
-        *find_packages(include=["qwen3_jax*", "sharding*", "infer*", "train*"], exclude=["qwen3_jax.configs*"]),
-        "qwen3_jax.configs",
-    ],
-    package_dir={"qwen3_jax.configs": "configs"},
+    # One package is installed. `sharding/`, `infer/`, `train/` and `configs/` stand at the top of the checkout; the
+    # links in `qwen3_jax/` are for Python, mypy and editors there. A build takes the folders and needs no links.
+    packages=[*find_packages(include=["qwen3_jax*"], exclude=[f"qwen3_jax.{name}*" for name in BESIDE]), *PARTS],
+    package_dir=PARTS,
     package_data={"qwen3_jax": ["pocket/**/*"], "qwen3_jax.configs": ["**/*.yaml"]},
     install_requires=RUNTIME,
     extras_require={

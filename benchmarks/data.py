@@ -33,7 +33,7 @@ GOAL = 10
 
 def write_corpus(directory: Path, texts: int = 6000, chats: int = 3000) -> None:
     """Texts of 1 to 40 problems with their solutions, and conversations of one to three turns."""
-    from train.pocket import prompts
+    from qwen3_jax.train.pocket import prompts
 
     rng, mixture = np.random.default_rng(0), prompts.Mixture()
     samples = [prompts.conversation(rng, mixture) for _ in range(4000)]
@@ -71,9 +71,9 @@ def settings(name: str, directory: Path) -> dict[str, Any]:
 def measure(name: str, directory: Path, seconds: float) -> dict[str, float]:
     """Tokens a second and the share of rows that stays empty, on one core."""
     from qwen3_jax.paths import pocket_path
-    from qwen3_jax.tokenizer import load_tokenizer
-    from train.config import TrainConfig, parse
-    from train.data import make_data
+    from qwen3_jax.text.tokenizer import load_tokenizer
+    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.data import make_data
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
@@ -97,9 +97,9 @@ def grain_packing(directory: Path) -> dict[str, float]:
     import grain
 
     from qwen3_jax.paths import pocket_path
-    from qwen3_jax.tokenizer import load_tokenizer
-    from train.config import TrainConfig, parse
-    from train.data import make_data
+    from qwen3_jax.text.tokenizer import load_tokenizer
+    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.data import make_data
 
     config = parse(TrainConfig, {"data": settings("on the fly", directory)})
     data, length = make_data(config, load_tokenizer(pocket_path())), LENGTHS["on the fly"]

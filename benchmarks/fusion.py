@@ -15,9 +15,9 @@ from typing import Any
 
 import qwen3_jax
 from benchmarks.common import table
-from infer.config import GenerationConfig
-from train.pocket import prompts
-from train.pocket.evaluate import asker, obedience
+from qwen3_jax.infer.config import GenerationConfig
+from qwen3_jax.train.pocket import prompts
+from qwen3_jax.train.pocket.evaluate import asker, obedience
 
 KINDS = {"think": "thinking", "no_think": "/no_think", "hard": "hard switch"}
 TURNS = ("one turn", "several turns")
@@ -27,7 +27,7 @@ def measure(where: str, args: argparse.Namespace, scratch: Path) -> dict[str, An
     """Of the model in a directory; DIRECTORY+ADAPTER merges adapters first."""
     directory, _, adapter = where.partition("+")
     if adapter:
-        from qwen3_jax.convert import convert
+        from qwen3_jax.checkpoints.convert import convert
 
         convert(directory, scratch, adapter=adapter)
         directory = str(scratch)

@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.common import made_by, peak_rss, run_json
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.params import num_parameters
-from train.config import TrainConfig, parse
-from train.data import Batch
-from train.state import init_state
-from train.step import make_model, make_step
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import num_parameters
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import Batch
+from qwen3_jax.train.state import init_state
+from qwen3_jax.train.step import make_model, make_step
 
 SMALL = ModelConfig(
     vocab_size=32_000,

@@ -25,11 +25,11 @@ import torch
 import transformers
 
 from benchmarks.common import GROUP, RESULTS, cpu_name, fastest, made_by, read_bandwidth, table
-from infer.automaton import UNLIMITED, Tokens, initial
-from infer.decode import DecodeState, decode, prefill
-from infer.sampling import SamplingParams
 from qwen3_jax import ModelConfig, Qwen3, from_pretrained, init_cache, num_parameters
-from qwen3_jax.params import Params, layout_of
+from qwen3_jax.infer.automaton import UNLIMITED, Tokens, initial
+from qwen3_jax.infer.decode import DecodeState, decode, prefill
+from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.parameters.specs import Params, layout_of
 
 CONFIG = ModelConfig(
     vocab_size=32000,

@@ -107,7 +107,7 @@ def load(kept: Path) -> dict[str, Any]:
 
 def memory_rows(commands: Sequence[str], plans: dict[str, Any], mode: str) -> list[Sequence[str]]:
     """One row a plan: where it runs, what it holds, what bounds it."""
-    from qwen3_jax.plans import mesh_text
+    from qwen3_jax.plans.report import mesh_text
 
     rows: list[Sequence[str]] = []
     for row in (row for row in commands if row in plans and plans[row]["mode"] == mode):
@@ -220,7 +220,7 @@ def plot(plans: dict[str, Any]) -> None:
 
 def weak_scaling(plans: dict[str, Any], weak: Sequence[dict[str, Any]]) -> list[str]:
     """The section on one sequence a chip at growing numbers of chips."""
-    from qwen3_jax.plans import mesh_text
+    from qwen3_jax.plans.report import mesh_text
 
     worst = max(weak, key=lambda plan: abs(disagreement(plan)))
     whole = [plans[row] for row in WHOLE_SLICE if row in plans]
@@ -253,9 +253,9 @@ def write() -> None:
         "",
         "Every row is the project's own program, compiled for the slice by the TPU compiler on a machine without one:",
         "nothing was run on a TPU. Memory is what the compiler reports, bytes sent are counted in the compiled",
-        "program, FLOPs are computed (`qwen3_jax/flops.py`), and the times are least times at the published peaks of",
-        "`sharding/chips.py`: *bound* is the largest of the three, *allows* what it permits if the other two hide",
-        "behind it. They are bounds and not predictions.",
+        "program, FLOPs are computed (`qwen3_jax/plans/flops.py`), and the times are least times at the published",
+        "peaks of `sharding/ahead_of_time/chips.py`: *bound* is the largest of the three, *allows* what it permits if",
+        "the other two hide behind it. They are bounds and not predictions.",
         "",
         "## Training",
         "",
@@ -287,8 +287,8 @@ def write() -> None:
     lines += [
         "## What is sent",
         "",
-        "GiB received per chip and step, and the analytic model of `qwen3_jax/estimate.py` beside it. What the TPU",
-        "compiler fuses with a product travels as rings of collective-permutes. The model counts weights as",
+        "GiB received per chip and step, and the analytic model of `qwen3_jax/plans/estimate.py` beside it. What the",
+        "TPU compiler fuses with a product travels as rings of collective-permutes. The model counts weights as",
         "all-gathers and gradients as reduce-scatters; over an axis that is a whole 3-D slice the compiler makes",
         "all-reduces of them, of twice the bytes (write such a slice as two axes, fsdp=32,expert=8, for dense models",
         "too).",

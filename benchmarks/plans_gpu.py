@@ -38,9 +38,9 @@ def write() -> None:
         " **nothing",
         "was run on a GPU**, and nothing here is a measurement. Memory is what the compiler reports, bytes sent are",
         "counted in the compiled program, FLOPs are computed, and the times are least times at the published peaks",
-        "of `sharding/chips.py`, as in [plans.md](plans.md). Attention of the training step is XLA's, which holds the",
-        "scores of a layer; a GPU that runs it takes cuDNN's, which can not be compiled without cuDNN. Experts run in",
-        "the project's Triton kernel.",
+        "of `sharding/ahead_of_time/chips.py`, as in [plans.md](plans.md). Attention of the training step is XLA's,",
+        "which holds the scores of a layer; a GPU that runs it takes cuDNN's, which can not be compiled without cuDNN.",
+        "Experts run in the project's Triton kernel.",
         "",
     ]
     for title, mode, state in (("Training", "train", "optimizer"), ("Decoding", "decode", "cache")):
@@ -49,7 +49,7 @@ def write() -> None:
     lines += [
         "## What is sent",
         "",
-        "GiB received per GPU and step, and the analytic model of `qwen3_jax/estimate.py` beside it.",
+        "GiB received per GPU and step, and the analytic model of `qwen3_jax/plans/estimate.py` beside it.",
         "",
         *table([*sent, "peak / model"], traffic_rows(ROWS, plans)),
         "",

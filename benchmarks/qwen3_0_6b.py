@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, cpu_name, made_by, merge_best, read_bandwidth, run_json, table
 from qwen3_jax import ModelConfig, Qwen3, load_model_config, num_parameters, save_pretrained
-from qwen3_jax.params import ParamSpec, spec_tree
+from qwen3_jax.parameters.specs import ParamSpec, spec_tree
 
 FIRST_PROMPT = 32
 BATCH_1 = "decode at batch 1, against llama.cpp"

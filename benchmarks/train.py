@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, cpu_name, fastest, made_by, merge_best, run_json, table
 from qwen3_jax import ModelConfig, Qwen3, num_parameters, save_pretrained
-from qwen3_jax.params import ParamSpec, spec_tree
+from qwen3_jax.parameters.specs import ParamSpec, spec_tree
 
 DENSE = ModelConfig(
     vocab_size=32000,

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from infer.automaton import DONE, NOTHING, Automaton, Tokens, advance
-from infer.sampling import SamplingParams, sample
-from qwen3_jax.cache import KVCache
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params
-from qwen3_jax.placement import ONE_DEVICE, Placement
-from sharding import axes_of, current_mesh
+from qwen3_jax.infer.automaton import DONE, NOTHING, Automaton, Tokens, advance
+from qwen3_jax.infer.sampling import SamplingParams, sample
+from qwen3_jax.network.cache import KVCache
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.placement import ONE_DEVICE, Placement
+from qwen3_jax.parameters.specs import Params
+from qwen3_jax.sharding import axes_of, current_mesh
 
 # Number of times each function was traced: what tests assert "nothing recompiles" with.
 TRACES: collections.Counter[str] = collections.Counter()

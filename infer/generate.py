@@ -11,18 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from infer.automaton import DONE, UNLIMITED, Tokens, initial
-from infer.config import GenerationConfig
-from infer.decode import DecodeState, decode, finish_rows, first_token, prefill
-from infer.prompts import Row, prepare
-from infer.results import Piece, Result, RowText
-from infer.sampling import SamplingParams
-from qwen3_jax.cache import KVCache, grow_cache, init_cache
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params, layout_of
-from qwen3_jax.tokenizer import Tokenizer
-from sharding import axes_of, mesh_of, mesh_size, named_sharding, replicate, under_mesh
-from sharding.processes import put
+from qwen3_jax.infer.automaton import DONE, UNLIMITED, Tokens, initial
+from qwen3_jax.infer.config import GenerationConfig
+from qwen3_jax.infer.decode import DecodeState, decode, finish_rows, first_token, prefill
+from qwen3_jax.infer.results import Piece, Result, RowText
+from qwen3_jax.infer.rows import Row, prepare
+from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params, layout_of
+from qwen3_jax.sharding import axes_of, mesh_of, mesh_size, named_sharding, replicate, under_mesh
+from qwen3_jax.sharding.launch.processes import put
+from qwen3_jax.text.tokenizer import Tokenizer
 
 _SMALLEST_BUCKET = 16
 _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens

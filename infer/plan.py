@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from infer.automaton import Tokens, initial
-from infer.decode import DecodeState, decode, prefill
-from infer.generate import prompt_bucket
-from infer.sampling import SamplingParams
-from qwen3_jax.cache import KVCache, init_cache
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params, ParamSpec, spec_tree
-from qwen3_jax.placement import Placement, place
-from sharding import Rules, axes_of, named_sharding
-from sharding.ahead import Outcome, abstract, compile_ahead, local_bytes
+from qwen3_jax.infer.automaton import Tokens, initial
+from qwen3_jax.infer.decode import DecodeState, decode, prefill
+from qwen3_jax.infer.generate import prompt_bucket
+from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.network.cache import KVCache, init_cache
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.placement import Placement, place
+from qwen3_jax.parameters.specs import Params, ParamSpec, spec_tree
+from qwen3_jax.sharding import Rules, axes_of, named_sharding
+from qwen3_jax.sharding.ahead_of_time.compile import Outcome, abstract, compile_ahead, local_bytes
 
 _STEPS = 32  # tokens of one call of `decode` on TPU
 _CLOSING = 32  # tokens of the stop-thinking text, padded
@@ -87,7 +87,7 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: Rules, batch_size: in
 
 
 def abstract_cache(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> KVCache:
-    """An empty cache as shapes, laid out as `qwen3_jax.cache.constrain_cache` does."""
+    """An empty cache as shapes, laid out as `qwen3_jax.network.cache.constrain_cache` does."""
     make = partial(init_cache, model.config, batch_size, capacity, "stacked", jnp.bfloat16, Placement())
     cache = jax.eval_shape(make)
     repeats = model.placement.kv_repeats
@@ -109,7 +109,7 @@ def abstract_cache(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> 
 
 
 def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> DecodeState:
-    """`infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
+    """`qwen3_jax.infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
 
     def small() -> tuple[Any, ...]:
         row = jnp.zeros(batch_size, jnp.int32)

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any, Literal
 
-from infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, TAG, UNLIMITED
-from infer.text_stop import StopMatcher
-from qwen3_jax.detokenize import IncrementalDetokenizer
-from qwen3_jax.parsing import parse_tool_calls
-from qwen3_jax.tokenizer import Tokenizer
+from qwen3_jax.infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, TAG, UNLIMITED
+from qwen3_jax.infer.text_stop import StopMatcher
+from qwen3_jax.text.parsing import parse_tool_calls
+from qwen3_jax.text.streaming import IncrementalDetokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

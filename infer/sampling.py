@@ -20,7 +20,7 @@ from flax import struct
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
-from sharding import target_platform
+from qwen3_jax.sharding import target_platform
 
 TIERS = (80, 4096)  # 80 leaves top_k = 64 some room for ties
 TIER_GAIN = 16  # a tier is worth having when the vocabulary is this many times larger

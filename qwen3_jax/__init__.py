@@ -1,84 +1,65 @@
+# ruff: noqa: F401 (`__all__` is made of a table)
 """Qwen3, dense and mixture-of-experts, in JAX and Flax: the model, its checkpoints, its tokenizer and templates.
 
-Names are imported when they are first used: `qwen3-jax --help` answers without loading jax.
+`qwen3_jax.infer`, `qwen3_jax.train` and `qwen3_jax.sharding` are packages of their own; in a checkout they lie beside
+this one and are reached through links. Names are imported when they are first used, so that `qwen3-jax --help` does not
+load jax.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen3_jax.cache import KVCache, init_cache
-    from qwen3_jax.checkpoint import from_pretrained
+    from qwen3_jax.checkpoints.adapters import load_adapters, merge_adapters, save_adapters
+    from qwen3_jax.checkpoints.load import from_pretrained
+    from qwen3_jax.checkpoints.save import save_pretrained
     from qwen3_jax.compile_cache import enable_compile_cache
     from qwen3_jax.config import ModelConfig, YarnConfig
-    from qwen3_jax.export import save_pretrained
     from qwen3_jax.generation_defaults import GenerationDefaults
-    from qwen3_jax.lora import with_adapters
-    from qwen3_jax.lora_files import load_adapters, merge_adapters, save_adapters
-    from qwen3_jax.model import ModelOutput, Qwen3
-    from qwen3_jax.model_configs import config_names, load_model_config
-    from qwen3_jax.params import num_parameters
-    from qwen3_jax.parsing import parse_output
+    from qwen3_jax.network.cache import KVCache, init_cache
+    from qwen3_jax.network.model import ModelOutput, Qwen3
+    from qwen3_jax.parameters.adapters import with_adapters
+    from qwen3_jax.parameters.placement import Placement, place
+    from qwen3_jax.parameters.specs import num_parameters
     from qwen3_jax.paths import configs_path, pocket_path
-    from qwen3_jax.placement import Placement, place
-    from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+    from qwen3_jax.releases import config_names, load_model_config
+    from qwen3_jax.text.parsing import parse_output
+    from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 _MODULES = {
-    "KVCache": "cache",
-    "init_cache": "cache",
-    "from_pretrained": "checkpoint",
+    "KVCache": "network.cache",
+    "init_cache": "network.cache",
+    "from_pretrained": "checkpoints.load",
     "enable_compile_cache": "compile_cache",
     "ModelConfig": "config",
     "YarnConfig": "config",
-    "save_pretrained": "export",
+    "save_pretrained": "checkpoints.save",
     "GenerationDefaults": "generation_defaults",
-    "load_adapters": "lora_files",
-    "merge_adapters": "lora_files",
-    "save_adapters": "lora_files",
-    "with_adapters": "lora",
-    "ModelOutput": "model",
-    "Qwen3": "model",
-    "config_names": "model_configs",
-    "load_model_config": "model_configs",
-    "num_parameters": "params",
-    "parse_output": "parsing",
+    "load_adapters": "checkpoints.adapters",
+    "merge_adapters": "checkpoints.adapters",
+    "save_adapters": "checkpoints.adapters",
+    "with_adapters": "parameters.adapters",
+    "ModelOutput": "network.model",
+    "Qwen3": "network.model",
+    "config_names": "releases",
+    "load_model_config": "releases",
+    "num_parameters": "parameters.specs",
+    "parse_output": "text.parsing",
     "configs_path": "paths",
     "pocket_path": "paths",
-    "Placement": "placement",
-    "place": "placement",
-    "Tokenizer": "tokenizer",
-    "load_tokenizer": "tokenizer",
+    "Placement": "parameters.placement",
+    "place": "parameters.placement",
+    "Tokenizer": "text.tokenizer",
+    "load_tokenizer": "text.tokenizer",
 }
+_PACKAGES = ("infer", "sharding", "train")
 
-__all__ = [  # noqa: RUF022 (the order of the table above)
-    "KVCache",
-    "init_cache",
-    "from_pretrained",
-    "enable_compile_cache",
-    "ModelConfig",
-    "YarnConfig",
-    "save_pretrained",
-    "GenerationDefaults",
-    "load_adapters",
-    "merge_adapters",
-    "save_adapters",
-    "with_adapters",
-    "ModelOutput",
-    "Qwen3",
-    "config_names",
-    "load_model_config",
-    "num_parameters",
-    "parse_output",
-    "configs_path",
-    "pocket_path",
-    "Placement",
-    "place",
-    "Tokenizer",
-    "load_tokenizer",
-]
+__all__ = [*_MODULES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

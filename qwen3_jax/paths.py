@@ -6,9 +6,8 @@ _HERE = Path(__file__).resolve().parent
 
 
 def configs_path() -> Path:
-    """The directory of the YAML files: `configs/` of the checkout, `qwen3_jax/configs/` of an installed wheel."""
-    installed = _HERE / "configs"
-    return installed if installed.is_dir() else _HERE.parent / "configs"
+    """The directory of the YAML files: `configs/` of the checkout (through a link) or of the installed package."""
+    return _HERE / "configs"
 
 
 def pocket_path() -> Path:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from sharding.platforms import has_ragged_exchange
+from qwen3_jax.sharding.platforms import has_ragged_exchange
 
 
 def ragged_all_to_all(

@@ -10,8 +10,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sharding.processes import put
-from sharding.rules import DEFAULT_RULES, GATHERED, MESH_AXES, Rules, axes_of, logical_to_spec
+from qwen3_jax.sharding.launch.processes import put
+from qwen3_jax.sharding.rules import DEFAULT_RULES, GATHERED, MESH_AXES, Rules, axes_of, logical_to_spec
 
 T = TypeVar("T")
 

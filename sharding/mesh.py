@@ -12,7 +12,7 @@ import yaml
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from sharding.rules import DEFAULT_RULES, MESH_AXES, Rules
+from qwen3_jax.sharding.rules import DEFAULT_RULES, MESH_AXES, Rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,16 @@ from packaging.utils import canonicalize_name
 from tests.support import REPO
 
 ORDER = ["sharding", "qwen3_jax", "infer", "train"]  # each may import itself and those before it
-MODULES = sorted(path for package in ORDER for path in (REPO / package).rglob("*.py"))
+MODULES = sorted(path for package in ORDER for path in (REPO / package).rglob("*.py"))  # links are not followed
 CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
+
+
+def installed_name(path: Path) -> str:
+    return f"qwen3_jax/{name_of(path).removeprefix('qwen3_jax/')}"
 
 
 def imports_of(path: Path) -> list[str]:
@@ -41,13 +45,22 @@ def imports_of(path: Path) -> list[str]:
 # --- imports -------------------------------------------------------------------------------------------------------
 
 
+def part_of(name: str) -> str | None:
+    """Which of ORDER an imported name belongs to; a public name of `qwen3_jax` belongs to that."""
+    words = name.split(".")
+    if words[0] != "qwen3_jax":
+        return None
+    return next((word for word in words[1:2] if word in ("sharding", "infer", "train")), "qwen3_jax")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way_and_nothing_imports_the_command_line(path):
     package = path.relative_to(REPO).parts[0]
     on_top = path.is_relative_to(REPO / "qwen3_jax" / "cli")
-    allowed = set(ORDER if on_top else ORDER[: ORDER.index(package) + 1])
-    found = {name.split(".")[0] for name in imports_of(path)}
-    assert found & set(ORDER) <= allowed
+    allowed = {None} | set(ORDER if on_top else ORDER[: ORDER.index(package) + 1])
+    found = {part_of(name) for name in imports_of(path)}
+    assert found <= allowed
+    assert not {name.split(".")[0] for name in imports_of(path)} & {"sharding", "infer", "train"}  # nobody's own names
     if not on_top:
         assert not [name for name in imports_of(path) if name.startswith("qwen3_jax.cli")]
 
@@ -64,7 +77,8 @@ def test_nothing_private_or_deprecated_of_jax_is_used(path):
 
 @pytest.mark.parametrize("package", ORDER)
 def test_a_package_imports_by_its_own_name_and_its_public_names_exist(package):
-    check = f"import {package} as p; print(*[n for n in getattr(p, '__all__', []) if not hasattr(p, n)])"
+    name = package if package == "qwen3_jax" else f"qwen3_jax.{package}"
+    check = f"import {name} as p; print(*[n for n in getattr(p, '__all__', []) if not hasattr(p, n)])"
     run = subprocess.run([sys.executable, "-c", check], cwd=REPO, check=True, capture_output=True, text=True)
     assert run.stdout.split() == []
 
@@ -135,7 +149,7 @@ def wheel(tmp_path_factory) -> Path:
     """A wheel built from a copy of this checkout, so that nothing is left behind in it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in [*ORDER, "configs"]:
-        shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ["setup.py", "pyproject.toml", "README.md", "LICENSE"]:
         shutil.copy(REPO / name, source / name)
     program = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
@@ -145,7 +159,8 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_every_module_config_and_file_of_the_pocket_model(wheel):
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    assert {name_of(path) for path in MODULES} <= shipped
+    assert {installed_name(path) for path in MODULES} <= shipped
+    assert {name.split("/")[0] for name in shipped} == {"qwen3_jax", "qwen3_jax-0.1.0.dist-info"}  # one package
     assert {f"qwen3_jax/{name_of(path)}" for path in CONFIGS} <= shipped
     pocket = {name_of(path) for path in (REPO / "qwen3_jax" / "pocket").rglob("*") if path.is_file()}
     assert {f"qwen3_jax/pocket/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")} <= pocket
@@ -156,7 +171,7 @@ def test_the_wheel_holds_every_module_config_and_file_of_the_pocket_model(wheel)
 def test_an_installed_wheel_finds_its_configs_and_the_pocket_model(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "from qwen3_jax import paths; from qwen3_jax.model_configs import load_model_config; "
+        "from qwen3_jax import paths; from qwen3_jax.releases import load_model_config; "
         "print(paths.configs_path(), (paths.pocket_path() / 'config.json').is_file(), "
         "load_model_config('qwen3-0.6b').hidden_size)"
     )
@@ -209,4 +224,4 @@ def test_ci_fails_when_one_check_fails(tmp_path):
 def test_warnings_are_errors_and_shapes_are_checked():
     options = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert options["filterwarnings"][0] == "error"
-    assert "--jaxtyping-packages=sharding,qwen3_jax,infer,train,tests.support.typechecked" in options["addopts"]
+    assert "--jaxtyping-packages=qwen3_jax,tests.support.typechecked" in options["addopts"]

@@ -13,11 +13,11 @@ import yaml
 from qwen3_jax.cli.options import read_mesh
 from qwen3_jax.cli.train import config_file
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.placement import place
-from sharding import MESH_AXES, axes_of, parse_mesh
+from qwen3_jax.parameters.placement import place
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.sharding import MESH_AXES, axes_of, parse_mesh
+from qwen3_jax.train.config import load_config
 from tests.support import REPO
-from train.config import load_config
 
 MESHES = sorted((REPO / "configs" / "mesh").glob("*.yaml"))
 LAUNCH = sorted((REPO / "configs" / "launch").iterdir())

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.params import Layout, ParamSpec, restack, spec_tree
+from qwen3_jax.parameters.specs import Layout, ParamSpec, restack, spec_tree
 
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "

@@ -1,7 +1,7 @@
-"""`python -m train CONFIG run_dir=DIR key=value ...`"""
+"""`python -m qwen3_jax.train CONFIG run_dir=DIR key=value ...`"""
 
 import sys
 
-from train.run import main
+from qwen3_jax.train.run import main
 
 sys.exit(main(sys.argv[1:]))

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen3_jax.router import RowSums
-from train.settings.loss import Balance
+from qwen3_jax.experts.router import RowSums
+from qwen3_jax.train.settings.loss import Balance
 
 
 def balance_loss(rows: Sequence[RowSums], counted: Int[Array, "M R"], form: Balance) -> Float[Array, ""]:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sharding.processes import first_does
-from train.full_disk import is_full_disk, tell_once
-from train.state import TrainState
-from train.tensorstore_json import keep_nothing
+from qwen3_jax.sharding.launch.processes import first_does
+from qwen3_jax.train.full_disk import is_full_disk, tell_once
+from qwen3_jax.train.state import TrainState
+from qwen3_jax.train.tensorstore_json import keep_nothing
 
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
 

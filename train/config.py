@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qwen3_jax.execution import BACKENDS
+from qwen3_jax.experts.execution import BACKENDS
 from qwen3_jax.kernels import ATTENTION_BACKENDS
-from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.remat import Remat
-from sharding import MeshConfig
-from train.nearest_key import suggestion
-from train.overlays import apply, parse_overrides, read_overlays
-from train.settings import (
+from qwen3_jax.network.remat import Remat
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.train.nearest_key import suggestion
+from qwen3_jax.train.overlays import apply, parse_overrides, read_overlays
+from qwen3_jax.train.settings import (
     AblationConfig,
     DataConfig,
     EvaluationConfig,
@@ -38,10 +38,10 @@ class TrainConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json; with init_from: keys that change
     layout: Literal["stacked", "unrolled"] = "unrolled"  # of the parameters while training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and products; parameters stay float32
-    # What of each layer is computed again in the backward pass instead of kept, see qwen3_jax.remat.
+    # What of each layer is computed again in the backward pass instead of kept, see qwen3_jax.network.remat.
     remat: Remat = dataclasses.field(default="none", metadata={"aliases": {True: "full", False: "none"}})
     attention_backend: str = "auto"  # see qwen3_jax.kernels
-    moe_backend: str = "auto"  # see qwen3_jax.execution
+    moe_backend: str = "auto"  # see qwen3_jax.experts.execution
     micro_batches: int = 1  # parts of a batch whose gradients are accumulated
     ema_decay: float = 0.0  # of an average of the parameters that is exported and evaluated; lower at first; 0: none
     on_non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does to the step

@@ -7,12 +7,12 @@ import jax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from qwen3_jax.model import Qwen3
-from train.config import TrainConfig
-from train.data import Batch, Data
-from train.objective import domain_losses
-from train.state import TrainState
-from train.step import TRACES
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Batch, Data
+from qwen3_jax.train.objective import domain_losses
+from qwen3_jax.train.state import TrainState
+from qwen3_jax.train.step import TRACES
 
 
 class Evaluation:

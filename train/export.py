@@ -5,21 +5,21 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from qwen3_jax.checkpoint import read_generation, save_pretrained
+from qwen3_jax.checkpoints.adapters import save_adapters
+from qwen3_jax.checkpoints.load import read_generation, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.lora_files import save_adapters
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
-from sharding import MeshConfig
-from sharding.processes import first_does
-from train.checkpoints import committed
-from train.loop import make_training_mesh
-from train.lora import noted_base
-from train.run_dir import stored_config
-from train.state import abstract_state
-from train.step import make_model
-from train.tokenizer import GENERATION
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.sharding.launch.processes import first_does
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.train.checkpoints import committed
+from qwen3_jax.train.loop import make_training_mesh
+from qwen3_jax.train.lora import noted_base
+from qwen3_jax.train.run_dir import stored_config
+from qwen3_jax.train.state import abstract_state
+from qwen3_jax.train.step import make_model
+from qwen3_jax.train.tokenizer import GENERATION
 
 
 def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> None:

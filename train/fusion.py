@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.messages import normalize_messages
-from train.flags import (
+from qwen3_jax.text.messages import normalize_messages
+from qwen3_jax.train.flags import (
     NO_THINK,
     Mode,
     append_flag,
@@ -29,7 +29,7 @@ from train.flags import (
     earlier_flags,
     last_flag,
 )
-from train.settings.fusion import FusionConfig
+from qwen3_jax.train.settings.fusion import FusionConfig
 
 Message = dict[str, Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen3_jax.checkpoint import from_pretrained
-from qwen3_jax.checkpoint_files import resolve_checkpoint
+from qwen3_jax.checkpoints.files import resolve_checkpoint
+from qwen3_jax.checkpoints.load import from_pretrained
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params
-from train.config import TrainConfig
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params
+from qwen3_jax.train.config import TrainConfig
 
 # Keys of config.json that leave every parameter as it is.
 CHANGEABLE = frozenset(

@@ -12,23 +12,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params
-from sharding import MeshConfig
-from sharding.processes import is_first
-from train.checkpoints import Checkpoints
-from train.config import TrainConfig
-from train.data import Data
-from train.evaluation import Evaluation
-from train.prefetch import prefetch
-from train.profile import Profile
-from train.report import Reporter, count_work
-from train.run_dir import replace_text
-from train.sinks import Sink, keep_lines_until, make_sinks
-from train.state import TrainState, abstract_state, init_state
-from train.step import make_model, make_step
-from train.stop import Stop
-from train.streams import batch_sharding, gather_places, streams_here
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.sharding.launch.processes import is_first
+from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Data
+from qwen3_jax.train.evaluation import Evaluation
+from qwen3_jax.train.prefetch import prefetch
+from qwen3_jax.train.profile import Profile
+from qwen3_jax.train.report import Reporter, count_work
+from qwen3_jax.train.run_dir import replace_text
+from qwen3_jax.train.sinks import Sink, keep_lines_until, make_sinks
+from qwen3_jax.train.state import TrainState, abstract_state, init_state
+from qwen3_jax.train.step import make_model, make_step
+from qwen3_jax.train.stop import Stop
+from qwen3_jax.train.streams import batch_sharding, gather_places, streams_here
 
 # Parameters to begin with, on the mesh, in the model's layout; see `train.initial`.
 Initial = Callable[[Qwen3, Mesh | None], Params]

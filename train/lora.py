@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.checkpoint_files import read_entries
+from qwen3_jax.checkpoints.files import read_entries
+from qwen3_jax.checkpoints.save import write_json
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.export import write_json
-from qwen3_jax.lora import Lora, make_lora, with_adapters
-from train.settings import LoraConfig
+from qwen3_jax.parameters.adapters import Lora, make_lora, with_adapters
+from qwen3_jax.train.settings import LoraConfig
 
 _SAMPLE = 4096  # bytes of each tensor that the digest reads
 BASE = "base.json"  # in run_dir
@@ -24,7 +24,7 @@ def lora_of(config: LoraConfig | None, architecture: ModelConfig) -> Lora | None
     """The adapters of a run; None where all parameters are trained.
 
     Raises:
-      ValueError: as `qwen3_jax.lora.make_lora`; the line begins with "lora.".
+      ValueError: as `qwen3_jax.parameters.adapters.make_lora`; the line begins with "lora.".
     """
     if config is None:
         return None

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
+from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
 
 
 class TokenLosses(NamedTuple):

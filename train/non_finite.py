@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
-from sharding.processes import is_first
-from train.config import TrainConfig
-from train.run_dir import replace_text
-from train.sinks import JsonLines, keep_lines_until
+from qwen3_jax.sharding.launch.processes import is_first
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.run_dir import replace_text
+from qwen3_jax.train.sinks import JsonLines, keep_lines_until
 
 SKIPS_IN_A_ROW = 20  # steps that are not finite, after which a run that skips them stops all the same
 

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen3_jax.model import Qwen3
-from qwen3_jax.router import RowSums
-from sharding import Rules, constrain
-from train.balance import balance_loss
-from train.data import Batch
-from train.lora import joined
-from train.loss import cross_entropy, token_losses
-from train.settings import LossConfig
+from qwen3_jax.experts.router import RowSums
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.sharding import Rules, constrain
+from qwen3_jax.train.balance import balance_loss
+from qwen3_jax.train.data import Batch
+from qwen3_jax.train.lora import joined
+from qwen3_jax.train.loss import cross_entropy, token_losses
+from qwen3_jax.train.settings import LossConfig
 
 T = TypeVar("T")
 

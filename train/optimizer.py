@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.settings import OptimizerConfig
+from qwen3_jax.train.settings import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

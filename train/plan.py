@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen3_jax.config import ModelConfig
-from sharding import MeshConfig, Rules, named_sharding
-from sharding.ahead import Outcome, compile_ahead, local_bytes
-from train.config import TrainConfig
-from train.data import Batch
-from train.settings import DataConfig
-from train.state import abstract_state
-from train.step import make_model, make_step
+from qwen3_jax.sharding import MeshConfig, Rules, named_sharding
+from qwen3_jax.sharding.ahead_of_time.compile import Outcome, compile_ahead, local_bytes
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Batch
+from qwen3_jax.train.settings import DataConfig
+from qwen3_jax.train.state import abstract_state
+from qwen3_jax.train.step import make_model, make_step
 
 
 def plan_train(

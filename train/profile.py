@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from train.config import TrainConfig
+from qwen3_jax.train.config import TrainConfig
 
 
 class Profile:

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.flops import attention_flops, head_parameters, layer_matrix_parameters
-from sharding.chips import peak_flops
-from train.config import TrainConfig
-from train.memory import memory_bytes
-from train.non_finite import NonFinite
-from train.sinks import Sink
+from qwen3_jax.plans.flops import attention_flops, head_parameters, layer_matrix_parameters
+from qwen3_jax.sharding.ahead_of_time.chips import peak_flops
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.memory import memory_bytes
+from qwen3_jax.train.non_finite import NonFinite
+from qwen3_jax.train.sinks import Sink
 
 
 @jax.jit
@@ -34,7 +34,7 @@ def count_work(segment_ids: Int[Array, "B T"]) -> tuple[Int[Array, ""], Float[Ar
 
 
 def work_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
-    """Forward and backward of a packed batch: what `qwen3_jax.flops.step_flops` counts for rows of one document each,
+    """Forward and backward of a packed batch: what `plans.flops.step_flops` counts for rows of one document each,
     with the attention of the documents that are there."""
     products = 2.0 * (layer_matrix_parameters(config) + head_parameters(config)) * tokens
     return 3.0 * (products + attention_flops(config, pairs))
@@ -70,7 +70,7 @@ class Reporter:
         """Takes step `step`'s metrics (still being computed) and reports the step before.
 
         Args:
-          metrics: `train.step.Metrics`, of which fields may be missing.
+          metrics: `qwen3_jax.train.step.Metrics`, of which fields may be missing.
           work: what `count_work` gave for its batch.
           share: what this process put into the batch; its `examples` are named where the loss is not finite.
         """

@@ -7,27 +7,27 @@ from functools import partial
 from pathlib import Path
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.tokenizer import load_tokenizer
-from sharding.processes import first_does
-from train.config import TrainConfig, load_config
-from train.data import Data, claim_data, make_data
-from train.export import export_adapters, export_model
-from train.full_disk import is_full_disk
-from train.initial import load_initial, resolve, source_of
-from train.loop import Initial, train
-from train.lora import claim_base
-from train.run_dir import Lock, begun, claim, stored_config
-from train.stop import Stop, Stopped
-from train.tokenizer import write_tokenizer
-from train.without_effect import warn_without_effect
+from qwen3_jax.sharding.launch.processes import first_does
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.config import TrainConfig, load_config
+from qwen3_jax.train.data import Data, claim_data, make_data
+from qwen3_jax.train.export import export_adapters, export_model
+from qwen3_jax.train.full_disk import is_full_disk
+from qwen3_jax.train.initial import load_initial, resolve, source_of
+from qwen3_jax.train.loop import Initial, train
+from qwen3_jax.train.lora import claim_base
+from qwen3_jax.train.run_dir import Lock, begun, claim, stored_config
+from qwen3_jax.train.stop import Stop, Stopped
+from qwen3_jax.train.tokenizer import write_tokenizer
+from qwen3_jax.train.without_effect import warn_without_effect
 
-USAGE = "usage: python -m train CONFIG.yaml run_dir=DIR [key=value ...]"
+USAGE = "usage: python -m qwen3_jax.train CONFIG.yaml run_dir=DIR [key=value ...]"
 
 
 def run(config: TrainConfig) -> Path | None:
     """Trains, resuming what `run_dir` holds, and exports the model in Hugging Face form.
 
-    Many processes call this together, after `sharding.distributed.start`; they must see the same `run_dir`.
+    Many processes call this together, after `sharding.launch.distributed.start`; they must see the same `run_dir`.
 
     Returns:
       `run_dir/model`, a directory that `from_pretrained` and transformers load, `run_dir/adapter` in PEFT's form where

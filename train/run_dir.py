@@ -29,8 +29,8 @@ from typing import Any, TextIO
 import jax
 import yaml
 
-from sharding.processes import first_does
-from train.config import TrainConfig, parse, to_dict
+from qwen3_jax.sharding.launch.processes import first_does
+from qwen3_jax.train.config import TrainConfig, parse, to_dict
 
 # What may differ between two starts of a run: it decides none of what is learnt. A name stands for all beneath it.
 FREE = frozenset(

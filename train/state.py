@@ -10,13 +10,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int
 
-from qwen3_jax.lora import adapter_tree, init_adapters
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import ParamSpec, spec_tree
-from sharding import named_sharding
-from train.config import TrainConfig
-from train.lora import joined
-from train.optimizer import make_optimizer
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.adapters import adapter_tree, init_adapters
+from qwen3_jax.parameters.specs import ParamSpec, spec_tree
+from qwen3_jax.sharding import named_sharding
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.lora import joined
+from qwen3_jax.train.optimizer import make_optimizer
 
 
 @flax.struct.dataclass

@@ -13,23 +13,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.placement import Placement, place
-from sharding import Rules, axes_of, named_sharding
-from train.config import TrainConfig
-from train.data import Batch
-from train.lora import lora_of
-from train.objective import batch_loss as batch_loss
-from train.objective import gradients
-from train.optimizer import make_optimizer, schedule
-from train.state import TrainState, next_average, state_shardings
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.placement import Placement, place
+from qwen3_jax.sharding import Rules, axes_of, named_sharding
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Batch
+from qwen3_jax.train.lora import lora_of
+from qwen3_jax.train.objective import batch_loss as batch_loss
+from qwen3_jax.train.objective import gradients
+from qwen3_jax.train.optimizer import make_optimizer, schedule
+from qwen3_jax.train.state import TrainState, next_average, state_shardings
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Of one step; those of the loss are `train.objective.Report`'s.
+    """Of one step; those of the loss are `qwen3_jax.train.objective.Report`'s.
 
     Attributes:
       grad_norm: float32[], before clipping.

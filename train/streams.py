@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from sharding import Rules, named_sharding
-from sharding.processes import gather
-from train.data.packing import Batch, Packed
+from qwen3_jax.sharding import Rules, named_sharding
+from qwen3_jax.sharding.launch.processes import gather
+from qwen3_jax.train.data.packing import Batch, Packed
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
 

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen3_jax.export import staged
+from qwen3_jax.checkpoints.save import staged
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
-from train.config import TrainConfig
-from train.data import sample_texts
-from train.initial import source_of
-from train.pocket import tokenizer as pocket_tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import sample_texts
+from qwen3_jax.train.initial import source_of
+from qwen3_jax.train.pocket import tokenizer as pocket_tokenizer
 
 GENERATION = "generation_config.json"
 

@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Iterator
 
-from train.config import TrainConfig
-from train.settings import DataConfig, TokenizerConfig
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.settings import DataConfig, TokenizerConfig
 
 
 def warn_without_effect(config: TrainConfig) -> None:

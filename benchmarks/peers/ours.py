@@ -55,8 +55,8 @@ def first_token_seconds(model: Any, params: Any, length: int) -> float:
     import jax
     import jax.numpy as jnp
 
-    from infer.decode import first_token, prefill
     from qwen3_jax import init_cache
+    from qwen3_jax.infer.decode import first_token, prefill
 
     cache = init_cache(model.config, 1, 256, model.layout, model.param_dtype)
     tokens = jnp.ones((1, length), jnp.int32)
@@ -73,8 +73,8 @@ def speeds(model: Any, params: Any, args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from infer.decode import decode, prefill
     from qwen3_jax import init_cache
+    from qwen3_jax.infer.decode import decode, prefill
 
     config, out = model.config, {}
     # As `generate` does: one step a call on CPU, where products are slow inside a loop.
@@ -126,9 +126,9 @@ def greedy_state(cache: Any, token: Any, vocab_size: int) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from infer.automaton import UNLIMITED, Tokens, initial
-    from infer.decode import DecodeState
-    from infer.sampling import SamplingParams
+    from qwen3_jax.infer.automaton import UNLIMITED, Tokens, initial
+    from qwen3_jax.infer.decode import DecodeState
+    from qwen3_jax.infer.sampling import SamplingParams
 
     batch = token.shape[0]
 

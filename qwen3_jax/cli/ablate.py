@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
 
     from qwen3_jax.cli.common import print_json
-    from train.ablate import Stopped, load_study, run_study, tabulate, write_table
-    from train.ablate.page import put_on_page
-    from train.ablate.plots import write_plots
+    from qwen3_jax.train.ablate import Stopped, load_study, run_study, tabulate, write_table
+    from qwen3_jax.train.ablate.page import put_on_page
+    from qwen3_jax.train.ablate.plots import write_plots
 
     study = load_study(_study_file(args.config), args.overrides)
     root.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def _run_dir(args: argparse.Namespace) -> Path:
 def _shard(text: str | None) -> tuple[int, int]:
     """In: "1/4"     Out: (1, 4); without a flag, this process's place among those of its job."""
     if text is None:
-        from sharding.distributed import here
+        from qwen3_jax.sharding.launch.distributed import here
 
         cluster = here()
         return (0, 1) if cluster is None else (cluster.process_id, cluster.num_processes)
@@ -106,6 +106,6 @@ def _progress(line: str) -> None:
 
 
 def _leave(*_: Any) -> None:
-    from train.ablate import Stopped
+    from qwen3_jax.train.ablate import Stopped
 
     raise Stopped

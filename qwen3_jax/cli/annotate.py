@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
             f"{len(args.inputs)} inputs, output {args.output}, annotators {args.annotator or []}: "
             "see qwen3-jax annotate --help"
         )
-    from train.mixture.annotate import annotate
-    from train.mixture.annotators import load_annotators
+    from qwen3_jax.train.mixture.annotate import annotate
+    from qwen3_jax.train.mixture.annotators import load_annotators
 
     sys.path.insert(0, "")  # module:attribute may lie in the current directory
     annotators = load_annotators(args.annotator)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def _counter(tokenizer: str | None) -> Callable[[str], int] | None:
     if tokenizer is None:
         return None
-    from qwen3_jax.tokenizer import load_tokenizer
+    from qwen3_jax.text.tokenizer import load_tokenizer
 
     tok = load_tokenizer(tokenizer)
     return lambda text: len(tok.encode(text))
@@ -105,7 +105,7 @@ def _show(args: argparse.Namespace, summary: Any) -> None:
         return
     from rich.console import Console
 
-    from train.mixture.labels import by_value, share_rows, share_table
+    from qwen3_jax.train.mixture.labels import by_value, share_rows, share_table
 
     console = Console(highlight=False)
     unit = "tokens" if args.tokenizer else "characters"

@@ -5,7 +5,7 @@ import sys
 
 from rich.console import Console
 
-from infer import Result
+from qwen3_jax.infer import Result
 
 # A model must not steer the terminal: every control character but newline and tab.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

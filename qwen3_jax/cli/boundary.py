@@ -53,7 +53,7 @@ def _leave_the_others(status: int, show: bool = False) -> None:
     Args:
       show: print the traceback first.
     """
-    distributed = sys.modules.get("sharding.distributed")  # not imported: no process was started
+    distributed = sys.modules.get("qwen3_jax.sharding.launch.distributed")  # not imported: no process was started
     if distributed is not None and distributed.is_started():
         if show:
             traceback.print_exc()

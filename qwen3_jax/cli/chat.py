@@ -43,9 +43,9 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Answers line after line until /exit or the end of the input."""
-    from infer import GenerationConfig
-    from infer.prompts import prepare
     from qwen3_jax.cli.common import load, open_model
+    from qwen3_jax.infer import GenerationConfig
+    from qwen3_jax.infer.rows import prepare
 
     config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
     mesh = read_mesh(args.mesh)
@@ -136,7 +136,7 @@ class Conversation:
         return True
 
     def _set_mode(self, flag: str) -> None:
-        from qwen3_jax.inspection import describe_template
+        from qwen3_jax.checkpoints.inspect import describe_template
 
         self._flag = flag
         # The soft switch works inside the hard one only.
@@ -162,9 +162,9 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     Raises:
       ValueError: the conversation has outgrown the context, or the budget leaves no room; nothing is kept of the turn.
     """
-    from infer import stream
     from qwen3_jax.cli.answers import AnswerWriter
     from qwen3_jax.cli.common import patiently
+    from qwen3_jax.infer import stream
 
     messages = conversation.messages_with(text)
     config = conversation.turn_config(messages, model.config.max_position_embeddings)

@@ -14,18 +14,18 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from infer import Piece
-from qwen3_jax.checkpoint import from_pretrained, parse_dtype, read_generation
-from qwen3_jax.checkpoint_files import resolve_checkpoint
+from qwen3_jax.checkpoints.adapters import load_adapters, merge_adapters, read_adapters
+from qwen3_jax.checkpoints.files import resolve_checkpoint
+from qwen3_jax.checkpoints.load import from_pretrained, parse_dtype, read_generation
 from qwen3_jax.cli.arguments import UsageError
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.lora_files import load_adapters, merge_adapters, read_adapters
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params
+from qwen3_jax.infer import Piece
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
-from sharding import MeshConfig
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

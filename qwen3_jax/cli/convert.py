@@ -29,9 +29,9 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
+    from qwen3_jax.checkpoints.convert import convert
     from qwen3_jax.cli.common import print_json, waiting
     from qwen3_jax.cli.inspect import size
-    from qwen3_jax.convert import convert
 
     with waiting(f"converting {args.source}"):
         done = convert(

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.problems <= 4096:
         raise UsageError(f"--problems must be from 1 to 4096, got {args.problems}: 64 take a few seconds")
     from qwen3_jax.cli.common import load, open_model, print_json
-    from qwen3_jax.params import num_parameters
+    from qwen3_jax.parameters.specs import num_parameters
 
     began = time.perf_counter()
     opened = open_model(args)
@@ -68,7 +68,7 @@ class Demo:
         """One problem, thinking, not thinking and cut short; what came of each."""
         import numpy as np
 
-        from train.pocket import prompts, tasks
+        from qwen3_jax.train.pocket import prompts, tasks
 
         problem = tasks.sample(np.random.default_rng(_SEED), "arithmetic", 8, "held_out")
         question = prompts.question(problem, "en", 0)
@@ -101,9 +101,9 @@ class Demo:
 
     def curve(self, problems: int) -> list[dict[str, Any]]:
         """Share of right answers at each budget; the same held-out problems at each."""
-        import infer
-        from train.pocket import tasks
-        from train.pocket.evaluate import MAX_NEW_TOKENS, held_out_questions
+        from qwen3_jax import infer
+        from qwen3_jax.train.pocket import tasks
+        from qwen3_jax.train.pocket.evaluate import MAX_NEW_TOKENS, held_out_questions
 
         questions = held_out_questions(problems, _SEED)
         inputs = [question.messages() for question in questions]
@@ -123,9 +123,9 @@ class Demo:
         return curve
 
     def _answer(self, question: str, settings: dict[str, Any]) -> Any:
-        import infer
+        from qwen3_jax import infer
         from qwen3_jax.cli.answers import AnswerWriter
-        from train.pocket.evaluate import MAX_NEW_TOKENS
+        from qwen3_jax.train.pocket.evaluate import MAX_NEW_TOKENS
 
         config = infer.GenerationConfig(temperature=0, max_new_tokens=MAX_NEW_TOKENS, **settings)
         writer = None if self._quiet else AnswerWriter(show_thinking=True)

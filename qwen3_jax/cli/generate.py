@@ -51,11 +51,11 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Checks everything that can be checked without the weights, then loads them and answers."""
     _check_sources(args)
-    from infer import GenerationConfig, stream
-    from infer.prompts import prepare
     from qwen3_jax.cli.answers import AnswerWriter
     from qwen3_jax.cli.common import load, open_model, patiently, print_json
-    from sharding.processes import is_first
+    from qwen3_jax.infer import GenerationConfig, stream
+    from qwen3_jax.infer.rows import prepare
+    from qwen3_jax.sharding.launch.processes import is_first
 
     config = GenerationConfig(**generation_values(args))  # type: ignore[arg-type]
     prompt, tools = _read_input(args)
@@ -108,7 +108,7 @@ def _read_input(args: argparse.Namespace) -> tuple[str | list[dict[str, Any]], l
       FileNotFoundError, ValueError: a file that can not be read, malformed messages or tools, an empty prompt.
     """
     from qwen3_jax.cli.common import read_json, read_text
-    from qwen3_jax.messages import normalize_messages, normalize_tools
+    from qwen3_jax.text.messages import normalize_messages, normalize_tools
 
     tools = None if args.tools is None else normalize_tools(read_json(args.tools, "--tools"))
     if args.messages is not None:

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.path is None) == (args.model_config is None):
         got = "neither" if args.path is None else "both"
         raise UsageError(f"one of PATH and --model-config is needed, got {got}: see qwen3-jax inspect --help")
+    from qwen3_jax.checkpoints.inspect import inspect_checkpoint, inspect_config
     from qwen3_jax.cli.common import print_json
-    from qwen3_jax.inspection import inspect_checkpoint, inspect_config
-    from qwen3_jax.model_configs import load_model_config
+    from qwen3_jax.releases import load_model_config
 
     if args.path is not None:
         found = inspect_checkpoint(args.path)

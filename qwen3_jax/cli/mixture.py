@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     from qwen3_jax.cli.common import print_json
     from qwen3_jax.compile_cache import enable_compile_cache
-    from train.mixture.report import as_dict, mixture_table, write_report
-    from train.mixture.search import search, verdict_line
-    from train.mixture.settings import load_search
+    from qwen3_jax.train.mixture.report import as_dict, mixture_table, write_report
+    from qwen3_jax.train.mixture.search import search, verdict_line
+    from qwen3_jax.train.mixture.settings import load_search
 
     config = load_search(args.config, args.overrides)
     enable_compile_cache()  # proxies are one program

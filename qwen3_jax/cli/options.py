@@ -41,7 +41,7 @@ def read_mesh(text: str | None) -> Any:
       FileNotFoundError, ValueError: neither sizes nor a file, or sizes that make no mesh.
     """
     from qwen3_jax.paths import configs_path
-    from sharding import parse_mesh
+    from qwen3_jax.sharding import parse_mesh
 
     if text is None:
         return None
@@ -75,9 +75,9 @@ def start_processes(args: argparse.Namespace) -> None:
     """Connects this process with the others of its job, where there are others.
 
     Raises:
-      ValueError, TimeoutError: see `sharding.distributed.start`.
+      ValueError, TimeoutError: see `sharding.launch.distributed.start`.
     """
-    from sharding.distributed import start
+    from qwen3_jax.sharding.launch.distributed import start
 
     start(args.coordinator, args.num_processes, args.process_id, args.start_timeout, args.heartbeat_timeout)
 
@@ -88,7 +88,7 @@ def stay_alone(command: str) -> None:
     Raises:
       UsageError: it is one of many.
     """
-    from sharding.distributed import here
+    from qwen3_jax.sharding.launch.distributed import here
 
     cluster = here()
     if cluster is not None:
@@ -139,7 +139,7 @@ def add_generation_options(parser: Parser) -> None:
 
 def generation_values(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of `GenerationConfig` that were given."""
-    from infer import GenerationConfig
+    from qwen3_jax.infer import GenerationConfig
 
     names = [field.name for field in dataclasses.fields(GenerationConfig)]
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}

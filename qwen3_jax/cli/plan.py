@@ -99,7 +99,7 @@ def _take_config(args: argparse.Namespace) -> None:
     if args.search or args.mode not in (None, "train"):
         raise UsageError("--config must go with --mode train and a mesh, got another mode or --search: plan by --model")
     from qwen3_jax.cli.train import config_file
-    from train import load_config
+    from qwen3_jax.train import load_config
 
     train = load_config(config_file(args.config), args.overrides)
     if train.remat != "full":
@@ -111,12 +111,12 @@ def _take_config(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     import dataclasses
 
-    from infer.plan import plan_decode, plan_prefill
     from qwen3_jax.cli.options import read_mesh
     from qwen3_jax.config import ModelConfig
-    from qwen3_jax.plans import Request, describe
-    from sharding.topology import parse_topology, topology_devices
-    from train.plan import plan_run, plan_train
+    from qwen3_jax.infer.plan import plan_decode, plan_prefill
+    from qwen3_jax.plans.report import Request, describe
+    from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
+    from qwen3_jax.train.plan import plan_run, plan_train
 
     topology = parse_topology(args.topology, args.num_slices)
     mesh_config = args.train.mesh if mesh_text is None else read_mesh(mesh_text)
@@ -153,9 +153,9 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
 
 def _search(args: argparse.Namespace) -> dict[str, Any]:
     """The best of the compiled finalists, with all candidates under "search"."""
-    from qwen3_jax.mesh_search import search
-    from qwen3_jax.plans import mesh_text
-    from sharding.topology import parse_topology
+    from qwen3_jax.plans.report import mesh_text
+    from qwen3_jax.plans.search import search
+    from qwen3_jax.sharding.ahead_of_time.topology import parse_topology
 
     topology = parse_topology(args.topology, args.num_slices)
     candidates = search(_model(args.model), topology, args.mode, args.sequence_length, args.batch_size)
@@ -182,7 +182,7 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
 def _model(name: str) -> Any:
     from pathlib import Path
 
-    from qwen3_jax.model_configs import load_model_config
+    from qwen3_jax.releases import load_model_config
 
     return load_model_config(Path(name) / "config.json" if Path(name).is_dir() else name)
 
@@ -191,7 +191,7 @@ def _show(plan: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from qwen3_jax.plans import mesh_text
+    from qwen3_jax.plans.report import mesh_text
 
     console = Console(highlight=False)
     title = (
@@ -221,7 +221,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         largest = "; ".join(f"{entry['what']} {_gib(entry['bytes'])}" for entry in plan["largest_buffers"])
         yield "largest", f"{largest} (by the {plan['largest_buffers_source']})"
         nearest = plan["nearest_mesh"]
-        from qwen3_jax.plans import mesh_text
+        from qwen3_jax.plans.report import mesh_text
 
         remedy = mesh_text(nearest) if nearest else "none of these chips: take more chips or a smaller batch"
         yield "nearest mesh", f"{remedy} (by the analytic model)"

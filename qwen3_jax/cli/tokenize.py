@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.cli.arguments import UsageError
     from qwen3_jax.cli.common import print_json
     from qwen3_jax.compile_cache import user_cache
-    from qwen3_jax.tokenizer import load_tokenizer
-    from train.data.tokenize import tokenize
-    from train.settings import SourceConfig
+    from qwen3_jax.text.tokenizer import load_tokenizer
+    from qwen3_jax.train.data.tokenize import tokenize
+    from qwen3_jax.train.settings import SourceConfig
 
     for name in ("shard_records", "workers"):
         if getattr(args, name) < 1:

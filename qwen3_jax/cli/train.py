@@ -44,10 +44,10 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the last step, or to where it is asked to stop."""
-    import train
+    from qwen3_jax import train
     from qwen3_jax.compile_cache import enable_compile_cache
-    from sharding.processes import is_first
-    from train.without_effect import warn_without_effect
+    from qwen3_jax.sharding.launch.processes import is_first
+    from qwen3_jax.train.without_effect import warn_without_effect
 
     config = train.load_config(config_file(args.config), args.overrides)
     if args.mesh is not None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sharding import Rules, axes_of, current_mesh, logical_to_spec
+from qwen3_jax.sharding import Rules, axes_of, current_mesh, logical_to_spec
 
 _IMPLEMENTATION: Literal["cudnn", "xla"] = "cudnn"  # tests, which have no GPU, put JAX's own in its place
 

@@ -19,7 +19,7 @@ _FEATURE_BYTES = 2048  # of a tile's side at most: two tiles read, one written a
 def megablox(
     x: Float[Array, "A I"], w: Float[Array, "E O I"], group_sizes: Int[Array, " E"], interpret: bool
 ) -> Float[Array, "A O"]:
-    """See `qwen3_jax.grouped_matmul`. Rows past the last group give zeros and get a gradient of zeros."""
+    """See `qwen3_jax.experts.grouped`. Rows past the last group give zeros and get a gradient of zeros."""
     return _product(x, w, group_sizes, interpret, transpose=True)
 
 

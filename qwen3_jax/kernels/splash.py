@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sharding import Rules, axes_of, current_mesh, logical_to_spec, mesh_size
+from qwen3_jax.sharding import Rules, axes_of, current_mesh, logical_to_spec, mesh_size
 
 Kernel = Any  # callable pytree: the tables of blocks to visit are its leaves (its class is not public)
 

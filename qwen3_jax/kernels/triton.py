@@ -22,7 +22,7 @@ _SUMMED_BYTES = 64  # of a row, in one turn of the loop: with 4 turns in flight 
 def triton_grouped(
     x: Float[Array, "A I"], w: Float[Array, "E O I"], group_sizes: Int[Array, " E"], interpret: bool
 ) -> Float[Array, "A O"]:
-    """See `qwen3_jax.grouped_matmul`. Rows past the last group give zeros and get a gradient of zeros."""
+    """See `qwen3_jax.experts.grouped`. Rows past the last group give zeros and get a gradient of zeros."""
     return _product(x, w, group_sizes, interpret, transpose=True)
 
 

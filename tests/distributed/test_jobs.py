@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.checkpoints.adapters import WEIGHTS, save_adapters
+from qwen3_jax.checkpoints.load import from_pretrained, save_pretrained
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.lora import init_adapters, make_lora
-from qwen3_jax.lora_files import WEIGHTS, save_adapters
-from qwen3_jax.model import Qwen3
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.adapters import init_adapters, make_lora
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.loop import train
 from tests.distributed import worker
 from tests.distributed.launch import Ended, free_port, launch, running
 from tests.tiny import dense_config, random_params, write_tokenizer
-from train.loop import train
 
 WORKER = str(Path(worker.__file__))
 STEPS, STREAMS = 3, 4
@@ -170,8 +170,8 @@ def test_a_host_that_never_arrives_is_named_in_time(tmp_path: Path) -> None:
 FAILS = """
 import sys
 from qwen3_jax.cli.boundary import guarded
-from sharding.distributed import start
-from sharding.processes import gather
+from qwen3_jax.sharding.launch.distributed import start
+from qwen3_jax.sharding.launch.processes import gather
 
 def action():
     start(sys.argv[1], 2, int(sys.argv[2]), 60)
@@ -196,8 +196,8 @@ def test_a_process_that_fails_ends_the_other() -> None:
 LOOPS = """
 import sys, time
 from qwen3_jax.cli.boundary import guarded
-from sharding.distributed import start
-from sharding.processes import gather
+from qwen3_jax.sharding.launch.distributed import start
+from qwen3_jax.sharding.launch.processes import gather
 
 def action():
     start(sys.argv[1], 2, int(sys.argv[2]), 60, heartbeat=5)
@@ -247,12 +247,12 @@ def test_a_process_that_falls_silent_ends_the_other_after_the_heartbeat_timeout(
 
 SAVES = """
 import sys
-from qwen3_jax import export
-from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.checkpoints import save as export
+from qwen3_jax.checkpoints.load import from_pretrained, save_pretrained
 from qwen3_jax.cli.boundary import guarded
-from sharding import parse_mesh
-from sharding.distributed import start
-from sharding.processes import is_first
+from qwen3_jax.sharding import parse_mesh
+from qwen3_jax.sharding.launch.distributed import start
+from qwen3_jax.sharding.launch.processes import is_first
 
 address, process, checkpoint, out = sys.argv[1:]
 

@@ -15,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # started by its path, from 
 import jax
 import numpy as np
 
-from infer import GenerationConfig, generate
-from qwen3_jax.checkpoint import from_pretrained, save_pretrained
-from qwen3_jax.lora_files import load_adapters, save_adapters
-from qwen3_jax.tokenizer import load_tokenizer
-from sharding import parse_mesh
-from sharding.distributed import start
-from sharding.processes import gather, is_first
-from train.config import TrainConfig, parse
-from train.data import Example, endless_data
-from train.loop import train
+from qwen3_jax.checkpoints.adapters import load_adapters, save_adapters
+from qwen3_jax.checkpoints.load import from_pretrained, save_pretrained
+from qwen3_jax.infer import GenerationConfig, generate
+from qwen3_jax.sharding import parse_mesh
+from qwen3_jax.sharding.launch.distributed import start
+from qwen3_jax.sharding.launch.processes import gather, is_first
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import Example, endless_data
+from qwen3_jax.train.loop import train
 
 PROMPTS = ["What is 3", "user hi assistant <think>\n"]
 GREEDY = GenerationConfig(temperature=0.0, max_new_tokens=48)

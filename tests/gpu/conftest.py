@@ -8,8 +8,8 @@ import math
 
 import pytest
 
-from sharding import MeshConfig
-from sharding.topology import has_cuda_plugin, parse_topology, topology_devices
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.sharding.ahead_of_time.topology import has_cuda_plugin, parse_topology, topology_devices
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

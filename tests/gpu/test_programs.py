@@ -2,14 +2,14 @@
 
 import pytest
 
-from infer.plan import plan_decode
-from sharding import DEFAULT_RULES
-from sharding.chips import CHIPS
-from sharding.hlo import parse_program
-from sharding.topology import parse_topology, topology_devices
-from sharding.traffic import communication
+from qwen3_jax.infer.plan import plan_decode
+from qwen3_jax.sharding import DEFAULT_RULES
+from qwen3_jax.sharding.ahead_of_time.chips import CHIPS
+from qwen3_jax.sharding.ahead_of_time.hlo import parse_program
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
+from qwen3_jax.sharding.ahead_of_time.traffic import communication
+from qwen3_jax.train.plan import plan_train
 from tests.tiny import dense_config, moe_config
-from train.plan import plan_train
 
 # A vocabulary of which sampling takes the best tokens by top_k first, as it does of the real one.
 SIZES = {"head_dim": 128, "hidden_size": 256, "intermediate_size": 256, "vocab_size": 2048}

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.model import Qwen3
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny import dense_config, moe_config, random_params, write_tokenizer
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.automaton import (
+from qwen3_jax.infer.automaton import (
     ANSWERING,
     CLOSING,
     DONE,

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.automaton import DONE, UNLIMITED, Tokens, initial
-from infer.decode import DecodeState, decode
-from infer.sampling import SamplingParams
-from qwen3_jax.cache import init_cache
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import restack
+from qwen3_jax.infer.automaton import DONE, UNLIMITED, Tokens, initial
+from qwen3_jax.infer.decode import DecodeState, decode
+from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.network.cache import init_cache
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import restack
 from tests.tiny import dense_config, moe_config
 
 

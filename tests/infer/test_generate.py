@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer import GenerationConfig, generate, stream
-from infer.automaton import IN_CONTENT, IN_THINKING, TAG
-from infer.decode import TRACES
-from infer.generate import prompt_bucket
-from infer.prompts import prepare
-from infer.results import RowText
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.params import restack
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.infer import GenerationConfig, generate, stream
+from qwen3_jax.infer.automaton import IN_CONTENT, IN_THINKING, TAG
+from qwen3_jax.infer.decode import TRACES
+from qwen3_jax.infer.generate import prompt_bucket
+from qwen3_jax.infer.results import RowText
+from qwen3_jax.infer.rows import prepare
+from qwen3_jax.parameters.specs import restack
+from qwen3_jax.text.tokenizer import load_tokenizer
 from tests.tiny import write_tokenizer
 
 GREEDY = GenerationConfig(temperature=0.0, max_new_tokens=24)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infer import sampling
-from infer.sampling import SamplingParams, best_logits, first_largest, process_logits, sample
+from qwen3_jax.infer import sampling
+from qwen3_jax.infer.sampling import SamplingParams, best_logits, first_largest, process_logits, sample
 
 VALUES = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0}
 THINKING = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from infer import GenerationConfig, generate, stream
-from infer.decode import TRACES
-from qwen3_jax.checkpoint import from_pretrained, save_pretrained
-from sharding import make_mesh
+from qwen3_jax.checkpoints.load import from_pretrained, save_pretrained
+from qwen3_jax.infer import GenerationConfig, generate, stream
+from qwen3_jax.infer.decode import TRACES
+from qwen3_jax.sharding import make_mesh
 from tests.infer.conftest import Ready
 
 PROMPTS = ["What is 3", "user hi assistant <think>\n", "The answer is 7. 你好 " * 4]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sharding import make_mesh, ragged_all_to_all, target_platform
+from qwen3_jax.sharding import make_mesh, ragged_all_to_all, target_platform
 
 ROWS, SLOTS, WIDTH = 24, 40, 3
 

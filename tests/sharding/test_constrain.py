@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding import make_mesh, named_sharding, row_major
+from qwen3_jax.sharding import make_mesh, named_sharding, row_major
 
 AXES = ("batch", "cache_heads", "cache_length")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from sharding import MESH_AXES, MeshConfig, as_auto, make_mesh, parse_mesh
+from qwen3_jax.sharding import MESH_AXES, MeshConfig, as_auto, make_mesh, parse_mesh
 
 
 def test_a_mesh_has_all_five_axes_and_they_are_auto():

@@ -1,9 +1,9 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import sharding
-from qwen3_jax.model_configs import config_names, load_model_config
-from qwen3_jax.params import ParamSpec, spec_tree
+from qwen3_jax import sharding
+from qwen3_jax.parameters.specs import ParamSpec, spec_tree
+from qwen3_jax.releases import config_names, load_model_config
 
 
 def leaves(tree):
@@ -52,9 +52,9 @@ def test_every_axis_that_is_used_has_a_rule_and_every_rule_is_used(monkeypatch):
     import jax
 
     from qwen3_jax import placement as placements
-    from qwen3_jax.cache import init_cache
-    from qwen3_jax.lora import ATTENTION, MLP, Lora, adapter_tree
-    from qwen3_jax.model import Qwen3
+    from qwen3_jax.network.cache import init_cache
+    from qwen3_jax.network.model import Qwen3
+    from qwen3_jax.parameters.adapters import ATTENTION, MLP, Lora, adapter_tree
     from tests.tiny import moe_config, random_params
 
     asked = {

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import psutil
 import yaml
 
+from qwen3_jax.train.config import TrainConfig
 from tests.soak.memory import Growth, growth
 from tests.soak.verdict import Verdict, report
-from train.config import TrainConfig
 
 REPO = Path(__file__).parents[2]
 STEPS, INTERVAL = 600, 20

@@ -1,7 +1,7 @@
 """Programs compiled ahead of time for TPUs that are not here. Needs libtpu (extra `tpu-plan`), and no TPU.
 
-`make test-tpu` runs these in one process. What libtpu wants in the environment is set by `sharding.topology`, before it
-is loaded; with it a second process may load libtpu too. JAX itself stays on the CPU (`tests/conftest.py`).
+`make test-tpu` runs these in one process. What libtpu wants in the environment is set by
+`sharding/ahead_of_time/topology.py`, before it is loaded; with it a second process may load libtpu too. JAX itself stays on the CPU (`tests/conftest.py`).
 """
 
 import importlib.util
@@ -10,9 +10,9 @@ import re
 
 import pytest
 
-from sharding import MeshConfig
-from sharding.ahead import Outcome
-from sharding.topology import parse_topology, topology_devices
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.sharding.ahead_of_time.compile import Outcome
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # four chips each
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from sharding import MeshConfig, named_sharding, ragged_all_to_all
-from sharding.ahead import compile_ahead
-from sharding.topology import parse_topology, topology_devices
+from qwen3_jax.sharding import MeshConfig, named_sharding, ragged_all_to_all
+from qwen3_jax.sharding.ahead_of_time.compile import compile_ahead
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 
 
 @pytest.mark.parametrize(("slice_name", "native"), [("v5e:4x4", True), ("v5e:4x8", False), ("v6e:4x8", True)])

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from infer.plan import plan_decode
-from qwen3_jax.cache import buffer_axes
-from qwen3_jax.placement import place
-from sharding import DEFAULT_RULES, MeshConfig, named_sharding
-from sharding.topology import parse_topology, topology_devices
+from qwen3_jax.infer.plan import plan_decode
+from qwen3_jax.network.cache import buffer_axes
+from qwen3_jax.parameters.placement import place
+from qwen3_jax.sharding import DEFAULT_RULES, MeshConfig, named_sharding
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 from tests.tiny import dense_config
 
 SLICES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}  # eight chips each

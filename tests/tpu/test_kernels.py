@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qwen3_jax.grouped_matmul import grouped_matmul
+from qwen3_jax.experts.grouped import grouped_matmul
 from qwen3_jax.kernels import self_attention
-from sharding import named_sharding
-from sharding.ahead import compile_ahead
+from qwen3_jax.sharding import named_sharding
+from qwen3_jax.sharding.ahead_of_time.compile import compile_ahead
 from tests.tpu.conftest import kernels_of
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from infer.plan import plan_decode
-from sharding import DEFAULT_RULES
+from qwen3_jax.infer.plan import plan_decode
+from qwen3_jax.sharding import DEFAULT_RULES
+from qwen3_jax.train.plan import plan_train
 from tests.tiny import dense_config, moe_config
 from tests.tpu.conftest import kernels_of
-from train.plan import plan_train
 
 SIZES = {"head_dim": 128, "hidden_size": 256, "intermediate_size": 256, "vocab_size": 1024}
 MODELS = {

@@ -1,11 +1,11 @@
 """A stage of pretraining, compiled from its training file as `qwen3-jax plan --config` does."""
 
 from qwen3_jax.cli.train import config_file
-from sharding.topology import parse_topology, topology_devices
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
+from qwen3_jax.train.config import load_config
+from qwen3_jax.train.plan import plan_run
 from tests.support import REPO
 from tests.tpu.conftest import kernels_of
-from train.config import load_config
-from train.plan import plan_run
 
 STAGE = REPO / "configs" / "train" / "stages" / "1-general.yaml"
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sharding import MeshConfig, named_sharding
-from sharding.ahead import compile_ahead
-from sharding.topology import parse_topology, topology_devices
+from qwen3_jax.sharding import MeshConfig, named_sharding
+from qwen3_jax.sharding.ahead_of_time.compile import compile_ahead
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 
 GIB = 2**30
 

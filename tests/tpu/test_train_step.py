@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from qwen3_jax.estimate import estimate
-from qwen3_jax.model_configs import load_model_config
-from sharding import parse_mesh
-from sharding.hlo import Program, parse_program, shape_dims
-from sharding.topology import parse_topology, topology_devices
-from sharding.traffic import Collective, communication
-from train.plan import plan_train
-from train.settings import LossConfig
+from qwen3_jax.plans.estimate import estimate
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.sharding import parse_mesh
+from qwen3_jax.sharding.ahead_of_time.hlo import Program, parse_program, shape_dims
+from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
+from qwen3_jax.sharding.ahead_of_time.traffic import Collective, communication
+from qwen3_jax.train.plan import plan_train
+from qwen3_jax.train.settings import LossConfig
 
 LAYERS, TOKENS, BATCH, LOSS_CHUNK = 4, 4096, 256, 2048
 SIZES = "fsdp=32,expert=8"

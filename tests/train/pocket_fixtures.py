@@ -4,10 +4,10 @@ import functools
 import tempfile
 from pathlib import Path
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.config import TrainConfig
-from train.settings import TokenizerConfig
-from train.tokenizer import make_tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.settings import TokenizerConfig
+from qwen3_jax.train.tokenizer import make_tokenizer
 
 MODEL = {
     "model_type": "qwen3",

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.router import Routing, RowSums, row_sums
-from train.balance import balance_loss
-from train.settings.loss import Balance
+from qwen3_jax.experts.router import Routing, RowSums, row_sums
+from qwen3_jax.train.balance import balance_loss
+from qwen3_jax.train.settings.loss import Balance
 
 M, L, R, T, E, K = 3, 2, 2, 5, 6, 2
 

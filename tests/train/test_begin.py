@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import yaml
 
-from qwen3_jax.checkpoint import from_pretrained, save_pretrained
+from qwen3_jax.checkpoints.load import from_pretrained, save_pretrained
 from qwen3_jax.cli import main
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.model import Qwen3
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import make_data
+from qwen3_jax.train.initial import load_initial, resolve
+from qwen3_jax.train.run import run
+from qwen3_jax.train.run_dir import stored_config
+from qwen3_jax.train.state import init_state, state_shardings
+from qwen3_jax.train.step import TRACES, make_model
+from qwen3_jax.train.tokenizer import write_tokenizer
+from qwen3_jax.train.without_effect import without_effect
 from tests import tiny
 from tests.train.pocket_fixtures import MODEL
-from train.config import TrainConfig, parse
-from train.data import make_data
-from train.initial import load_initial, resolve
-from train.run import run
-from train.run_dir import stored_config
-from train.state import init_state, state_shardings
-from train.step import TRACES, make_model
-from train.tokenizer import write_tokenizer
-from train.without_effect import without_effect
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:
@@ -212,7 +212,7 @@ def test_nothing_to_evaluate_shows_before_there_are_parameters(tmp_path: Path, m
     def never(*_: Any) -> Any:
         raise AssertionError("parameters were made first")
 
-    monkeypatch.setattr("train.loop.begin", never)
+    monkeypatch.setattr("qwen3_jax.train.loop.begin", never)
     data = files(tmp_path / "data") | {"length": 8}  # no document fits a row
     with pytest.raises(ValueError, match="held-out"):
         run(config(tmp_path / "run", data=data, evaluation={"every": 1}))

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from qwen3_jax.train.config import load_config
+from qwen3_jax.train.flags import last_flag
+from qwen3_jax.train.pocket import prompts, tasks
+from qwen3_jax.train.pocket.chat_data import chat_records, main, text_records
 from tests.support import REPO
-from train.config import load_config
-from train.flags import last_flag
-from train.pocket import prompts, tasks
-from train.pocket.chat_data import chat_records, main, text_records
 
 MIXTURE = prompts.Mixture(families=("cups",), max_steps=3, thinking=0.4, multi_turn=0.5)
 

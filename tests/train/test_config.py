@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_jax.train.config import TrainConfig, load_config, parse, to_dict
+from qwen3_jax.train.run import main
 from tests.support import REPO
-from train.config import TrainConfig, load_config, parse, to_dict
-from train.run import main
 
 POCKET = REPO / "configs" / "train" / "pocket.yaml"
 

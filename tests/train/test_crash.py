@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from qwen3_jax.cli import main
+from qwen3_jax.train.checkpoints import committed
+from qwen3_jax.train.data import make_data
+from qwen3_jax.train.run_dir import Lock
 from tests.train.pocket_fixtures import MODEL
-from train.checkpoints import committed
-from train.data import make_data
-from train.run_dir import Lock
 
-RUN = importlib.import_module("train.run")  # `train.run` is the function
+RUN = importlib.import_module("qwen3_jax.train.run")  # `train.run` is the function
 KILLED = Path(__file__).with_name("killed.py")
 SETTINGS: dict[str, Any] = {
     "steps": 24,

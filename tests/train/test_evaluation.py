@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.model import Qwen3
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import Data, Example, endless_data
+from qwen3_jax.train.evaluation import Evaluation
+from qwen3_jax.train.loop import train
+from qwen3_jax.train.objective import domain_losses
+from qwen3_jax.train.report import evaluated_numbers
+from qwen3_jax.train.state import TrainState
+from qwen3_jax.train.step import TRACES
 from tests.tiny import dense_config, random_params
-from train.config import TrainConfig, parse
-from train.data import Data, Example, endless_data
-from train.evaluation import Evaluation
-from train.loop import train
-from train.objective import domain_losses
-from train.report import evaluated_numbers
-from train.state import TrainState
-from train.step import TRACES
 
 ARCHITECTURE = dense_config(vocab_size=96, num_hidden_layers=1)
 
@@ -110,8 +110,8 @@ def test_averaged_parameters_are_evaluated_where_there_are_any_and_batches_never
 
 
 def test_held_out_sums_on_a_mesh_are_those_of_one_device(tmp_path: Path) -> None:
-    from train.state import state_shardings
-    from train.step import make_model, put_batch
+    from qwen3_jax.train.state import state_shardings
+    from qwen3_jax.train.step import make_model, put_batch
 
     config = settings(tmp_path, mesh={"fsdp": 2, "tensor": 2, "context": 2}, layout="stacked")
     mesh = config.mesh.build()

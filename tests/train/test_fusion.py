@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.train.data.chat import answer_parts
+from qwen3_jax.train.data.examples import Encoder
+from qwen3_jax.train.flags import NO_THINK, THINK, last_flag
+from qwen3_jax.train.fusion import Fused, fuse, fuse_turns, split_thinking
+from qwen3_jax.train.settings import FusionConfig, SourceConfig
 from tests.support import shared_dir
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.data.chat import answer_parts
-from train.data.examples import Encoder
-from train.flags import NO_THINK, THINK, last_flag
-from train.fusion import Fused, fuse, fuse_turns, split_thinking
-from train.settings import FusionConfig, SourceConfig
 
 QUESTION = {"role": "user", "content": "What is 2+2?"}
 THOUGHT = {"role": "assistant", "content": "It is 4.", "reasoning_content": "2+2=4"}

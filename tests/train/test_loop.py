@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.checkpoint import from_pretrained
+from qwen3_jax.checkpoints.load import from_pretrained
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import spec_tree
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import spec_tree
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import Data, batches, endless_data, make_data
+from qwen3_jax.train.loop import _warn_of_remat, train
+from qwen3_jax.train.optimizer import decay_mask, schedule
+from qwen3_jax.train.prefetch import prefetch
+from qwen3_jax.train.report import balance
+from qwen3_jax.train.run import run
+from qwen3_jax.train.step import TRACES, batch_loss
 from tests.tiny import random_params
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
-from train.config import TrainConfig, parse
-from train.data import Data, batches, endless_data, make_data
-from train.loop import _warn_of_remat, train
-from train.optimizer import decay_mask, schedule
-from train.prefetch import prefetch
-from train.report import balance
-from train.run import run
-from train.step import TRACES, batch_loss
 
 
 def config(run_dir: Path, **changes: Any) -> TrainConfig:

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.lora import adapter_tree
-from tests.qwen3_jax.checkpoints import write_checkpoint
+from qwen3_jax.parameters.adapters import adapter_tree
+from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.lora import base_digest, claim_base, joined, noted_base
+from qwen3_jax.train.state import init_state, state_shardings
+from qwen3_jax.train.step import batch_loss, make_model, make_step, put_batch
+from tests.qwen3_jax.checkpoints.written import write_checkpoint
 from tests.tiny import dense_config, random_params
 from tests.train.test_sharded import packed_batch, relative
-from train.checkpoints import Checkpoints
-from train.config import TrainConfig, parse
-from train.lora import base_digest, claim_base, joined, noted_base
-from train.state import init_state, state_shardings
-from train.step import batch_loss, make_model, make_step, put_batch
 
 ARCHITECTURE = dense_config()
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.params import restack
+from qwen3_jax.parameters.specs import restack
+from qwen3_jax.train.optimizer import decay_mask, make_optimizer, muon_labels, schedule
+from qwen3_jax.train.settings import OptimizerConfig
+from qwen3_jax.train.state import init_state, state_shardings
+from qwen3_jax.train.step import TRACES, make_model, make_step, put_batch
 from tests.tiny import moe_config, random_params
 from tests.train.test_sharded import packed_batch, relative, settings
-from train.optimizer import decay_mask, make_optimizer, muon_labels, schedule
-from train.settings import OptimizerConfig
-from train.state import init_state, state_shardings
-from train.step import TRACES, make_model, make_step, put_batch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 BETA, RATE, DECAY = 0.9, 0.02, 0.1

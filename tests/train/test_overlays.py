@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.model_configs import load_model_config
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.train.config import load_config
+from qwen3_jax.train.overlays import apply, merge, read_overlays
 from tests.support import REPO
-from train.config import load_config
-from train.overlays import apply, merge, read_overlays
 
 
 def write(path: Path, text: str) -> Path:

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from qwen3_jax.train.pocket import prompts, tasks
+from qwen3_jax.train.pocket.source import PocketSource, to_example
+from qwen3_jax.train.pocket.tokenizer import NOT_SPECIAL, SPECIAL
+from qwen3_jax.train.settings import DataConfig
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.pocket import prompts, tasks
-from train.pocket.source import PocketSource, to_example
-from train.pocket.tokenizer import NOT_SPECIAL, SPECIAL
-from train.settings import DataConfig
 
 
 def problems(count: int, split: tasks.Split = "train") -> list[tasks.Problem]:

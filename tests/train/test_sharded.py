@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharding import DEFAULT_RULES, make_mesh, mesh_config
+from qwen3_jax.sharding import DEFAULT_RULES, make_mesh, mesh_config
+from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.data import Batch
+from qwen3_jax.train.loss import cross_entropy
+from qwen3_jax.train.state import init_state, state_shardings
+from qwen3_jax.train.step import batch_loss, make_model, make_step, put_batch
 from tests.tiny import dense_config, moe_config, random_params
-from train.config import TrainConfig, parse
-from train.data import Batch
-from train.loss import cross_entropy
-from train.state import init_state, state_shardings
-from train.step import batch_loss, make_model, make_step, put_batch
 
 MESHES = {
     "fsdp": {"fsdp": 8},

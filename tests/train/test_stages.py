@@ -12,19 +12,19 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from qwen3_jax.checkpoint import from_pretrained
+from qwen3_jax.checkpoints.load import from_pretrained
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.tokenizer import load_tokenizer
-from sharding import named_sharding
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.sharding import named_sharding
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.config import TrainConfig, load_config
+from qwen3_jax.train.data import Batch, make_data
+from qwen3_jax.train.mixture.corpus import CorpusConfig, write_corpus
+from qwen3_jax.train.run import run
+from qwen3_jax.train.state import abstract_state
+from qwen3_jax.train.step import make_model, make_step
 from tests import tiny
 from tests.support import REPO
-from train.config import TrainConfig, load_config
-from train.data import Batch, make_data
-from train.mixture.corpus import CorpusConfig, write_corpus
-from train.run import run
-from train.state import abstract_state
-from train.step import make_model, make_step
 
 STAGES = REPO / "configs" / "train" / "stages"
 NAMES = ("1-general", "2-reasoning", "3-long")

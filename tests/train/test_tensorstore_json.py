@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 import tensorstore as ts
 
-from train.checkpoints import Checkpoints
-from train.state import TrainState
-from train.tensorstore_json import keep_nothing
+from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.state import TrainState
+from qwen3_jax.train.tensorstore_json import keep_nothing
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""`python -m train.ablate DIRECTORY`: one run of an ablation, see `train.ablate.worker`."""
+"""`python -m qwen3_jax.train.ablate DIRECTORY`: one run of an ablation, see `qwen3_jax.train.ablate.worker`."""
 
 import sys
 
-from train.ablate.worker import main
+from qwen3_jax.train.ablate.worker import main
 
 sys.exit(main(sys.argv[1:]))

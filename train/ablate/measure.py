@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qwen3_jax.masks import positions_from_segments
-from qwen3_jax.model import Qwen3
-from train.ablate.specialisation import mutual_information, total_variation
-from train.data import Batch
+from qwen3_jax.kernels.masks import positions_from_segments
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.train.ablate.specialisation import mutual_information, total_variation
+from qwen3_jax.train.data import Batch
 
 _FIRST_BUCKET = 32  # positions; each bucket of positions is twice as long as the one before
 

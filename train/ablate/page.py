@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.ablate.table import markdown
+from qwen3_jax.train.ablate.table import markdown
 
 _TITLE = "# Ablations\n"
 

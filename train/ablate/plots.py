@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from train.ablate.runner import Outcome
-from train.ablate.worker import read_metrics
+from qwen3_jax.train.ablate.runner import Outcome
+from qwen3_jax.train.ablate.worker import read_metrics
 
 _POINTS = 60  # of a curve
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
-from train.ablate.study import Run, Study, identity
-from train.ablate.worker import CONFIG, RESULT
-from train.config import to_dict
+import qwen3_jax
+from qwen3_jax.train.ablate.study import Run, Study, identity
+from qwen3_jax.train.ablate.worker import CONFIG, RESULT
+from qwen3_jax.train.config import to_dict
 
 Status = Literal["finished", "diverged", "failed", "missing"]
 _STOPPED = (0, -2, -15)  # without a result: the run was asked to stop, and has saved where it was
@@ -101,11 +102,12 @@ def outcome_of(run: Run, root: Path, failures: Mapping[str, str] | None = None) 
 def _in_a_process(directory: Path) -> tuple[int, str]:
     """Exit status, and the last line that the process wrote; all it wrote is in log.txt."""
     log = directory / "log.txt"
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    above = str(Path(qwen3_jax.__file__).parents[1])
+    paths = [above, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with log.open("ab") as file:
-        command = [sys.executable, "-m", "train.ablate", str(directory)]
+        # -P: nothing that lies in the current folder is taken for a module.
+        command = [sys.executable, "-P", "-m", "qwen3_jax.train.ablate", str(directory)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
         try:
             status = process.wait()

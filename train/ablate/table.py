@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.ablate.runner import Outcome
-from train.ablate.study import Cell, Claim, Study
-from train.ablate.worker import write_json
-from train.statistics import Interval, mean_interval, paired_interval
+from qwen3_jax.train.ablate.runner import Outcome
+from qwen3_jax.train.ablate.study import Cell, Claim, Study
+from qwen3_jax.train.ablate.worker import write_json
+from qwen3_jax.train.statistics import Interval, mean_interval, paired_interval
 
 Values = Mapping[int, float]  # by seed
 

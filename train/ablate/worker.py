@@ -1,4 +1,4 @@
-"""One run of an ablation, in a process of its own: `python -m train.ablate DIRECTORY`.
+"""One run of an ablation, in a process of its own: `python -m qwen3_jax.train.ablate DIRECTORY`.
 
 DIRECTORY holds run.yaml, the resolved configuration. The run goes on from its newest checkpoint, is measured, and
 leaves result.json, which is written beside and renamed: where it stands, the run is done. Only one process works in a
@@ -20,19 +20,19 @@ import numpy as np
 
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import Params, num_parameters
-from qwen3_jax.tokenizer import load_tokenizer
-from train.ablate.measure import measure
-from train.ablate.study import identity
-from train.checkpoints import Checkpoints
-from train.config import TrainConfig, load_config
-from train.data import Batch, make_data
-from train.loop import make_training_mesh
-from train.run import run
-from train.run_dir import stored_config
-from train.state import abstract_state
-from train.step import make_model
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params, num_parameters
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.ablate.measure import measure
+from qwen3_jax.train.ablate.study import identity
+from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.config import TrainConfig, load_config
+from qwen3_jax.train.data import Batch, make_data
+from qwen3_jax.train.loop import make_training_mesh
+from qwen3_jax.train.run import run
+from qwen3_jax.train.run_dir import stored_config
+from qwen3_jax.train.state import abstract_state
+from qwen3_jax.train.step import make_model
 
 RESULT, CONFIG = "result.json", "run.yaml"
 _LAST = 0.1  # share of the steps whose mean is the training loss at the end

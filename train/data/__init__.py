@@ -1,11 +1,11 @@
 """From files to batches: readers, tokens, mixtures, epochs, packing; all of it resumes exactly."""
 
-from train.data.bad_records import BadRecord
-from train.data.identity import claim_data
-from train.data.make import Data, endless_data, make_data
-from train.data.packing import Batch, Documents, Example, Packed, batches, fill
-from train.data.report import MixtureReport
-from train.data.texts import sample_texts
+from qwen3_jax.train.data.bad_records import BadRecord
+from qwen3_jax.train.data.identity import claim_data
+from qwen3_jax.train.data.make import Data, endless_data, make_data
+from qwen3_jax.train.data.packing import Batch, Documents, Example, Packed, batches, fill
+from qwen3_jax.train.data.report import MixtureReport
+from qwen3_jax.train.data.texts import sample_texts
 
 __all__ = [
     "BadRecord",

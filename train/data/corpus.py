@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.data.bad_records import LeftOut, described, stopped_by
-from train.data.examples import Encoder, cut
-from train.data.packing import Example, NoPieces
-from train.data.readers import Reader, open_readers
-from train.data.tables import MISSING, Table, make_table
-from train.data.token_shards import open_shards
-from train.settings import DataConfig, SourceConfig
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.data.bad_records import LeftOut, described, stopped_by
+from qwen3_jax.train.data.examples import Encoder, cut
+from qwen3_jax.train.data.packing import Example, NoPieces
+from qwen3_jax.train.data.readers import Reader, open_readers
+from qwen3_jax.train.data.tables import MISSING, Table, make_table
+from qwen3_jax.train.data.token_shards import open_shards
+from qwen3_jax.train.settings import DataConfig, SourceConfig
 
 UNLABELLED = "unlabelled"
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.data.chat import answer_parts, chat_parts, encode_parts
-from train.fusion import fuse_turns
-from train.settings import SourceConfig
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.data.chat import answer_parts, chat_parts, encode_parts
+from qwen3_jax.train.fusion import fuse_turns
+from qwen3_jax.train.settings import SourceConfig
 
 END_OF_DOCUMENT = "<|endoftext|>"
 FIELDS = {"text": "text", "chat": "messages", "tokens": "tokens"}

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from train.config import TrainConfig
-from train.data.readers import SUFFIXES, HuggingFaceReader, find_files, open_readers
-from train.data.texts import cache_of
-from train.data.token_shards import MANIFEST, shard_files
-from train.run_dir import has_checkpoint, replace_text
-from train.settings import SourceConfig
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data.readers import SUFFIXES, HuggingFaceReader, find_files, open_readers
+from qwen3_jax.train.data.texts import cache_of
+from qwen3_jax.train.data.token_shards import MANIFEST, shard_files
+from qwen3_jax.train.run_dir import has_checkpoint, replace_text
+from qwen3_jax.train.settings import SourceConfig
 
 IDENTITY = "data_identity.json"
 _BLOCK = 4096  # bytes

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from train.data.bad_records import BadRecord
+from qwen3_jax.train.data.bad_records import BadRecord
 
 SampleBy = Literal["line", "paragraph", "document"]
 

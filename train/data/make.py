@@ -11,18 +11,18 @@ import grain
 import jax
 import numpy as np
 
-from qwen3_jax.tokenizer import Tokenizer
-from sharding.processes import first_does, gather, is_first
-from train.config import TrainConfig
-from train.data.corpus import Corpus
-from train.data.mixture import Mixture, make_mixture
-from train.data.order import Cell, Epochs, MixtureIterDataset
-from train.data.packing import ENDLESS, Documents, Packed, PackIterDataset, fill
-from train.data.report import MixtureReport, make_report
-from train.data.texts import cache_of
-from train.pocket.source import PocketSource
-from train.settings import DataConfig
-from train.streams import Share, shares
+from qwen3_jax.sharding.launch.processes import first_does, gather, is_first
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data.corpus import Corpus
+from qwen3_jax.train.data.mixture import Mixture, make_mixture
+from qwen3_jax.train.data.order import Cell, Epochs, MixtureIterDataset
+from qwen3_jax.train.data.packing import ENDLESS, Documents, Packed, PackIterDataset, fill
+from qwen3_jax.train.data.report import MixtureReport, make_report
+from qwen3_jax.train.data.texts import cache_of
+from qwen3_jax.train.pocket.source import PocketSource
+from qwen3_jax.train.settings import DataConfig
+from qwen3_jax.train.streams import Share, shares
 
 _HELD_OUT = (5,)  # seed of the order of held-out documents, the same for every run
 

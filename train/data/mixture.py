@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.data.corpus import Corpus, Labels
-from train.data.order import Cell, Epochs, said
-from train.settings import LengthShare, WeightConfig
+from qwen3_jax.train.data.corpus import Corpus, Labels
+from qwen3_jax.train.data.order import Cell, Epochs, said
+from qwen3_jax.train.settings import LengthShare, WeightConfig
 
 LENGTH = "length"  # the label that the length mix adds
 

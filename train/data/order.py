@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from train.data.packing import ENDLESS
+from qwen3_jax.train.data.packing import ENDLESS
 
 _HELD = 1 << 16  # up to so many documents a permutation is held; Grain's index_shuffle is slow for few (2 ms for 10)
 

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from train.data.rows import best_fit, tighten
+from qwen3_jax.train.data.rows import best_fit, tighten
 
 _OLDEST = 4  # batches after which a piece is not made to wait for a better row
 _USELESS = 10_000  # documents in a row of which nothing is packed: more are taken for a mistake

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.mixture import Mixture
+from qwen3_jax.train.data.mixture import Mixture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

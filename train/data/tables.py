@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from train.data.bad_records import BadRecord, described, stopped_by
-from train.data.examples import Encoder, cut
-from train.data.line_files import written_once
-from train.data.readers import Reader
-from train.data.token_shards import TokenShard
+from qwen3_jax.train.data.bad_records import BadRecord, described, stopped_by
+from qwen3_jax.train.data.examples import Encoder, cut
+from qwen3_jax.train.data.line_files import written_once
+from qwen3_jax.train.data.readers import Reader
+from qwen3_jax.train.data.token_shards import TokenShard
 
 MISSING = -1
 _FAULTS = 20  # messages that are kept

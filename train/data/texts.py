@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.compile_cache import user_cache
-from train.data.bad_records import LeftOut, described, stopped_by
-from train.data.examples import FIELDS
-from train.data.readers import open_readers
-from train.settings import DataConfig
+from qwen3_jax.train.data.bad_records import LeftOut, described, stopped_by
+from qwen3_jax.train.data.examples import FIELDS
+from qwen3_jax.train.data.readers import open_readers
+from qwen3_jax.train.settings import DataConfig
 
 
 def sample_texts(data: DataConfig, count: int, seed: int) -> Iterator[str]:

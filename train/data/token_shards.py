@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.data.examples import Document, fingerprint
-from train.settings import SourceConfig
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.data.examples import Document, fingerprint
+from qwen3_jax.train.settings import SourceConfig
 
 MANIFEST = "tokens.json"
 _ARRAYS = ("tokens", "ends", "loss_runs", "loss_ends", "records")

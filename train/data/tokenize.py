@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.data.bad_records import BadRecord, described
-from train.data.examples import Document, Encoder, fingerprint
-from train.data.readers import Reader, open_readers
-from train.data.tables import label_of
-from train.data.token_shards import MANIFEST, label_names, shard_name, write_shard
-from train.settings import SourceConfig
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.data.bad_records import BadRecord, described
+from qwen3_jax.train.data.examples import Document, Encoder, fingerprint
+from qwen3_jax.train.data.readers import Reader, open_readers
+from qwen3_jax.train.data.tables import label_of
+from qwen3_jax.train.data.token_shards import MANIFEST, label_names, shard_name, write_shard
+from qwen3_jax.train.settings import SourceConfig
 
 Labelled = tuple[int, Document, dict[str, str]]
 

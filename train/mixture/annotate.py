@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.mixture.annotators import Annotator, labels_of
-from train.mixture.files import parse_record, read_jsonl, text_of, written_beside
+from qwen3_jax.train.mixture.annotators import Annotator, labels_of
+from qwen3_jax.train.mixture.files import parse_record, read_jsonl, text_of, written_beside
 
 
 @dataclasses.dataclass

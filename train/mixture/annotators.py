@@ -15,8 +15,8 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from train.mixture.language import Language
-from train.mixture.rules import Characters, Heuristic, Length, Repetition
+from qwen3_jax.train.mixture.language import Language
+from qwen3_jax.train.mixture.rules import Characters, Heuristic, Length, Repetition
 
 GROUP = "qwen3_jax.annotators"
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from train.mixture.files import written_beside
-from train.mixture.words import WORDS, Words
-from train.pocket import prompts, tasks
-from train.pocket.tasks import HELD_OUT_SHARE, Split
+from qwen3_jax.train.mixture.files import written_beside
+from qwen3_jax.train.mixture.words import WORDS, Words
+from qwen3_jax.train.pocket import prompts, tasks
+from qwen3_jax.train.pocket.tasks import HELD_OUT_SHARE, Split
 
 LICENSE = "Apache-2.0"
 

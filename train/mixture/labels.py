@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from train.settings import WeightConfig
+from qwen3_jax.train.settings import WeightConfig
 
 Labels = Mapping[str, str]
 Combination = tuple[str, ...]  # one value for each label of `by`, "" where an example lacks it

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
 
-from train.mixture.fit import Fit
+from qwen3_jax.train.mixture.fit import Fit
 
 
 def within(

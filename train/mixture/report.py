@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from train.mixture.files import written_beside
-from train.mixture.fit import FLOORS, RIDGES
-from train.mixture.search import Found, gained, verdict_line
-from train.mixture.settings import MixtureSearch
+from qwen3_jax.train.mixture.files import written_beside
+from qwen3_jax.train.mixture.fit import FLOORS, RIDGES
+from qwen3_jax.train.mixture.search import Found, gained, verdict_line
+from qwen3_jax.train.mixture.settings import MixtureSearch
 
 INTRODUCTION = """\
 Qwen3's report (arXiv 2505.09388, section 3.1) says that more than 30T tokens were annotated for educational value,

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import TrainConfig, parse, to_dict
-from train.overlays import apply, merge, parse_overrides, read_mapping
-from train.settings import WeightConfig
+from qwen3_jax.train.config import TrainConfig, parse, to_dict
+from qwen3_jax.train.overlays import apply, merge, parse_overrides, read_mapping
+from qwen3_jax.train.settings import WeightConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

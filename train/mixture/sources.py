@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_jax.tokenizer import Tokenizer
-from train.data import Example
-from train.data.corpus import Corpus
-from train.mixture.labels import Combination, count_tokens
-from train.mixture.proxy import HeldOutSet
-from train.settings import DataConfig, MixtureConfig, SourceConfig, WeightConfig
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.train.data import Example
+from qwen3_jax.train.data.corpus import Corpus
+from qwen3_jax.train.mixture.labels import Combination, count_tokens
+from qwen3_jax.train.mixture.proxy import HeldOutSet
+from qwen3_jax.train.settings import DataConfig, MixtureConfig, SourceConfig, WeightConfig
 
 
 def natural_tokens(data: DataConfig, tok: Tokenizer, by: Sequence[str]) -> dict[Combination, int]:

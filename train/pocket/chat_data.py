@@ -1,6 +1,6 @@
 """The pocket world as files: conversations with and without thinking, as chat data comes, or plain text.
 
-    python -m train.pocket.chat_data runs/chat.jsonl --examples 6000 --families cups --max-steps 3
+    python -m qwen3_jax.train.pocket.chat_data runs/chat.jsonl --examples 6000 --families cups --max-steps 3
 
 The conversations have no flags: `data.sources.fusion` draws them. Held-out problems are in none of the files.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train.pocket import prompts, tasks
+from qwen3_jax.train.pocket import prompts, tasks
 
 MAX_EARLIER = 2  # turns before the last one
 
@@ -57,7 +57,9 @@ def write(path: Path, records: Iterator[dict[str, Any]]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.pocket.chat_data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m qwen3_jax.train.pocket.chat_data", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("out", type=Path, help="the .jsonl file to write")
     parser.add_argument("--kind", choices=("chat", "text"), default="chat")
     parser.add_argument("--examples", type=int, default=6000)

@@ -1,6 +1,6 @@
 """How good the pocket model is: accuracy in each mode, obedience to flags, and the thinking-budget curve.
 
-    python -m train.pocket.evaluate qwen3_jax/pocket --out docs/results
+    python -m qwen3_jax.train.pocket.evaluate qwen3_jax/pocket --out docs/results
 
 Every problem is held out (by hash, see `tasks`), in a random language and phrasing; decoding is greedy unless
 --temperature says otherwise. Answers come from `infer.generate`, the loop that serves.
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from infer.config import GenerationConfig
-from infer.generate import generate
-from infer.results import Result
-from qwen3_jax.checkpoint import from_pretrained
-from qwen3_jax.tokenizer import load_tokenizer
-from train.pocket import prompts, tasks
+from qwen3_jax.checkpoints.load import from_pretrained
+from qwen3_jax.infer.config import GenerationConfig
+from qwen3_jax.infer.generate import generate
+from qwen3_jax.infer.results import Result
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.pocket import prompts, tasks
 
 BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80)
 MAX_NEW_TOKENS = 160
@@ -184,7 +184,9 @@ def evaluate(directory: Path, problems: int, seed: int, dtype: str, batch: int, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.pocket.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m qwen3_jax.train.pocket.evaluate", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("model", type=Path, help="directory of the model, in Hugging Face form")
     parser.add_argument("--out", type=Path, required=True, help="where pocket.json, pocket.md and the plot go")
     parser.add_argument("--problems", type=int, default=1200, help="held-out problems a point")
@@ -196,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measures = evaluate(args.model, args.problems, args.seed, args.dtype, args.batch, args.temperature)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "pocket.json").write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
-    from train.pocket.report import write_report  # matplotlib is a development dependency
+    from qwen3_jax.train.pocket.report import write_report  # matplotlib is a development dependency
 
     write_report(measures, args.out)
     print(f"wrote pocket.json, pocket.md and pocket-budget.png in {args.out}")

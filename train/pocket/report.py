@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.pocket import tasks
+from qwen3_jax.train.pocket import tasks
 
 PAGE = """# The pocket model
 
 Made by
 
-    python -m train.pocket.evaluate {model} --out docs/results --problems {problems} --seed {seed} --dtype {dtype} \
---temperature {temperature:g}
+    python -m qwen3_jax.train.pocket.evaluate {model} --out docs/results --problems {problems} --seed {seed} \
+--dtype {dtype} --temperature {temperature:g}
 
 on {problems} different held-out problems (a tenth of all problems, chosen by hash, is never trained on) of 1 to
 {steps} steps, in nine languages; temperature 0 is greedy decoding. All numbers: `pocket.json`. The training record:

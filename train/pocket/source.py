@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from train.data.chat import ChatTokenizer, answer_parts
-from train.data.packing import Example
-from train.pocket import prompts, tasks
-from train.settings import DataConfig
+from qwen3_jax.train.data.chat import ChatTokenizer, answer_parts
+from qwen3_jax.train.data.packing import Example
+from qwen3_jax.train.pocket import prompts, tasks
+from qwen3_jax.train.settings import DataConfig
 
 SMALL_TALK = "small_talk"
 

@@ -1,13 +1,20 @@
 """The sections of a training configuration, one file a concern; `train.config` puts them together and reads them."""
 
-from train.settings.ablation import AblationConfig
-from train.settings.data import DataConfig, LengthShare, MixtureConfig, SourceConfig, TokenizerConfig, WeightConfig
-from train.settings.evaluation import EvaluationConfig
-from train.settings.fusion import FusionConfig
-from train.settings.lora import LoraConfig
-from train.settings.loss import LossConfig
-from train.settings.optimizer import OptimizerConfig
-from train.settings.report import ReportConfig
+from qwen3_jax.train.settings.ablation import AblationConfig
+from qwen3_jax.train.settings.data import (
+    DataConfig,
+    LengthShare,
+    MixtureConfig,
+    SourceConfig,
+    TokenizerConfig,
+    WeightConfig,
+)
+from qwen3_jax.train.settings.evaluation import EvaluationConfig
+from qwen3_jax.train.settings.fusion import FusionConfig
+from qwen3_jax.train.settings.lora import LoraConfig
+from qwen3_jax.train.settings.loss import LossConfig
+from qwen3_jax.train.settings.optimizer import OptimizerConfig
+from qwen3_jax.train.settings.report import ReportConfig
 
 __all__ = [
     "AblationConfig",

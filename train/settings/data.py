@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from train.pocket.prompts import Mixture
-from train.settings.fusion import FusionConfig
+from qwen3_jax.train.pocket.prompts import Mixture
+from qwen3_jax.train.settings.fusion import FusionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

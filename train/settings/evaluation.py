@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from train.settings.data import SourceConfig
+from qwen3_jax.train.settings.data import SourceConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ class ReportConfig:
     wandb: str = ""  # a Weights & Biases project; "": none
     profile_steps: tuple[int, ...] = ()  # first and last step of a profile in run_dir/profile
     peak_tflops: float = (
-        0.0  # of one device, for MFU; 0: the published figure where sharding/chips.py has it, else no MFU
+        0.0  # of one device, for MFU; 0: the published figure where sharding/ahead_of_time/chips.py has it, else no MFU
     )
 
     def __post_init__(self) -> None:

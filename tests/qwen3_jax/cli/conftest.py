@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.checkpoint import save_pretrained
+from qwen3_jax.checkpoints.load import save_pretrained
 from qwen3_jax.cli import main
 from qwen3_jax.compile_cache import VARIABLE
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.model import Qwen3
-from qwen3_jax.params import spec_tree
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import spec_tree
+from qwen3_jax.text.tokenizer import load_tokenizer
 from tests import tiny
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import qwen3_jax
-from qwen3_jax.lora import ALL_LINEAR, adapter_tree, make_lora
-from qwen3_jax.params import ParamSpec
+from qwen3_jax.parameters.adapters import ALL_LINEAR, adapter_tree, make_lora
+from qwen3_jax.parameters.specs import ParamSpec
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-import infer
+from qwen3_jax import infer
 
 
 def piece(text="", result=None, thinking=""):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-import infer
-from qwen3_jax.checkpoint import from_pretrained
-from qwen3_jax.inspection import inspect_checkpoint
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax import infer
+from qwen3_jax.checkpoints.inspect import inspect_checkpoint
+from qwen3_jax.checkpoints.load import from_pretrained
+from qwen3_jax.text.tokenizer import load_tokenizer
 
 
 def test_inspect_shows_what_the_inspection_found(run, checkpoint):
@@ -86,7 +86,7 @@ def test_convert_does_not_overwrite_its_source(run, checkpoint):
 
 
 def test_train_hands_its_configuration_to_the_run(run, monkeypatch, tmp_path):
-    import train
+    from qwen3_jax import train
 
     seen = []
     monkeypatch.setattr(train, "run", lambda config: seen.append(config) or tmp_path / "model")
@@ -97,7 +97,7 @@ def test_train_hands_its_configuration_to_the_run(run, monkeypatch, tmp_path):
 
 
 def test_demo_answers_in_three_ways_and_measures_every_budget(run, checkpoint, monkeypatch):
-    from train.pocket import evaluate
+    from qwen3_jax.train.pocket import evaluate
 
     monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 100)
     ran = run("demo", "--model", checkpoint, "--problems", "2", "--json")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import infer
-from qwen3_jax.checkpoint import from_pretrained
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax import infer
+from qwen3_jax.checkpoints.load import from_pretrained
+from qwen3_jax.text.tokenizer import load_tokenizer
 
 SHORT = ("--dtype", "float32", "--max-new-tokens", "40")
 KEYS = {

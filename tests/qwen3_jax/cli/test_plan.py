@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwen3_jax.bounds import Bound, bound_of
-from qwen3_jax.estimate import estimate
-from qwen3_jax.flops import step_flops
-from qwen3_jax.mesh_search import nearest_that_fits
-from qwen3_jax.model_configs import load_model_config
-from qwen3_jax.plans import Request, describe, mesh_text, notes
-from sharding import MeshConfig, make_mesh, parse_mesh
-from sharding.ahead import Buffer, Outcome, abstract, compile_ahead, local_bytes
-from sharding.topology import Topology, parse_topology
+from qwen3_jax.plans.bounds import Bound, bound_of
+from qwen3_jax.plans.estimate import estimate
+from qwen3_jax.plans.flops import step_flops
+from qwen3_jax.plans.report import Request, describe, mesh_text, notes
+from qwen3_jax.plans.search import nearest_that_fits
+from qwen3_jax.releases import load_model_config
+from qwen3_jax.sharding import MeshConfig, make_mesh, parse_mesh
+from qwen3_jax.sharding.ahead_of_time.compile import Buffer, Outcome, abstract, compile_ahead, local_bytes
+from qwen3_jax.sharding.ahead_of_time.topology import Topology, parse_topology
+from qwen3_jax.train.config import load_config
 from tests.support import REPO
-from train.config import load_config
 
 ASKED = {
     "--model": "qwen3-0.6b", "--mesh": "fsdp=8", "--topology": "v5e:2x4", "--mode": "train",
@@ -72,7 +72,9 @@ STAGE = "configs/train/stages/3-long.yaml"
     ],
 )
 def test_a_mistake_beside_a_training_file_is_one_line(run, words, says, monkeypatch):
-    monkeypatch.setattr("sharding.topology.topology_devices", lambda _: jax.devices())  # without libtpu too
+    monkeypatch.setattr(
+        "qwen3_jax.sharding.ahead_of_time.topology.topology_devices", lambda _: jax.devices()
+    )  # without libtpu too
     ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.count("\n") == 1
@@ -90,8 +92,10 @@ def test_a_training_file_says_what_is_compiled(run, monkeypatch):
         asked.append((train, dict(mesh.shape)))
         return Outcome(False, 20 * 2**30, "", (), 1.0), {"parameters": 2**30, "optimizer": 2**31}
 
-    monkeypatch.setattr("train.plan.plan_run", instead)
-    monkeypatch.setattr("sharding.topology.topology_devices", lambda _: jax.devices())  # without libtpu too
+    monkeypatch.setattr("qwen3_jax.train.plan.plan_run", instead)
+    monkeypatch.setattr(
+        "qwen3_jax.sharding.ahead_of_time.topology.topology_devices", lambda _: jax.devices()
+    )  # without libtpu too
     words = ["data.rows=16", "data.streams=8", "optimizer.name=muon"]
     ran = run("plan", "--config", REPO / STAGE, "--topology", "v5e:2x4", *words, "--mesh", "fsdp=4,context=2", "--json")
     assert ran.status == 0, ran.err

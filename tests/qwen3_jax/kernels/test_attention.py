@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qwen3_jax.kernels import choose_attention, cudnn, self_attention
+from qwen3_jax.kernels.masks import document_ids
 from qwen3_jax.kernels.splash import block_size
-from qwen3_jax.masks import document_ids
-from qwen3_jax.model import Qwen3
-from sharding import DEFAULT_RULES, make_mesh
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.sharding import DEFAULT_RULES, make_mesh
 from tests.tiny import dense_config, random_params
 
 LENGTH, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 16

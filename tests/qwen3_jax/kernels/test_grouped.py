@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from qwen3_jax.grouped_matmul import grouped_matmul
+from qwen3_jax.experts.grouped import grouped_matmul
 from qwen3_jax.kernels.triton import tile_rows
 
 LOADS = {

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.model import Qwen3
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.train.ablate import mutual_information, total_variation
+from qwen3_jax.train.ablate.measure import bucket_names, measure
+from qwen3_jax.train.data import Batch
 from tests.tiny import dense_config, moe_config, random_params
-from train.ablate import mutual_information, total_variation
-from train.ablate.measure import bucket_names, measure
-from train.data import Batch
 
 LENGTH, DOMAINS = 80, ("maths", "code", "absent")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from qwen3_jax.train.ablate import Outcome, Stopped, Study, load_study, run_study, tabulate, write_table
+from qwen3_jax.train.ablate.page import put_on_page
+from qwen3_jax.train.ablate.plots import smoothed, write_plots
+from qwen3_jax.train.ablate.study import identity
+from qwen3_jax.train.ablate.worker import curve_measures, divergence, read_metrics, work, write_json
+from qwen3_jax.train.config import load_config
 from tests.train.ablate.studies import write_study
-from train.ablate import Outcome, Stopped, Study, load_study, run_study, tabulate, write_table
-from train.ablate.page import put_on_page
-from train.ablate.plots import smoothed, write_plots
-from train.ablate.study import identity
-from train.ablate.worker import curve_measures, divergence, read_metrics, work, write_json
-from train.config import load_config
 
 
 class Machine:

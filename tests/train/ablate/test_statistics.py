@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from train.ablate import mean_interval, mutual_information, paired_interval, total_variation
+from qwen3_jax.train.ablate import mean_interval, mutual_information, paired_interval, total_variation
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])

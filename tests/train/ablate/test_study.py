@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.params import num_parameters
+from qwen3_jax.parameters.specs import num_parameters
+from qwen3_jax.train.ablate import load_study
 from tests.support import REPO
 from tests.train.ablate.studies import STUDY, write_study
-from train.ablate import load_study
 
 
 def test_the_grid_is_multiplied_out(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig, parse
 
 WORDS = "the ball is under which cup now swap left right what mod answer 7 5 3 wo ist der Ball 球在哪 где шарик".split()
 LANGUAGES, DOMAINS = ("de", "en", "zh"), ("book", "web")

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from sharding import processes
+from qwen3_jax.sharding import processes
+from qwen3_jax.train.data import BadRecord, Data, make_data, sample_texts
+from qwen3_jax.train.data.examples import Encoder
+from qwen3_jax.train.data.tables import label_of
+from qwen3_jax.train.settings import EvaluationConfig, SourceConfig
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.data import BadRecord, Data, make_data, sample_texts
-from train.data.examples import Encoder
-from train.data.tables import label_of
-from train.settings import EvaluationConfig, SourceConfig
 
 ROWS = records(80)
 TORN, NO_TEXT = 17, 40  # a line that is no JSON, and one whose text is a number

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.train.data import make_data
+from qwen3_jax.train.data.chat import chat_parts, encode_parts
 from tests import support
 from tests.train.data.corpora import config, write_jsonl
-from train.data import make_data
-from train.data.chat import chat_parts, encode_parts
 
 PIECES = (
     "hello",

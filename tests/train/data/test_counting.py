@@ -17,19 +17,19 @@ import yaml
 
 from qwen3_jax.cli import main
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.data import tables
+from qwen3_jax.train.data.examples import Encoder, cut
+from qwen3_jax.train.data.readers import open_readers
+from qwen3_jax.train.data.token_shards import open_shards
+from qwen3_jax.train.data.tokenize import tokenize
+from qwen3_jax.train.settings import SourceConfig
+from qwen3_jax.train.stop import Stop, Stopped
 from tests.support import REPO
 from tests.train.data.corpora import records, write_jsonl
 from tests.train.pocket_fixtures import MODEL
-from train.data import tables
-from train.data.examples import Encoder, cut
-from train.data.readers import open_readers
-from train.data.token_shards import open_shards
-from train.data.tokenize import tokenize
-from train.settings import SourceConfig
-from train.stop import Stop, Stopped
 
-TABLES = importlib.import_module("train.data.tables")
+TABLES = importlib.import_module("qwen3_jax.train.data.tables")
 ROWS = [row if number % 7 else {"text": row["text"]} for number, row in enumerate(records(95))]
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_is_asked_before_its_first_step_has_nothing_to_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {**MODEL, "vocab_size": 880}}))
-    run = importlib.import_module("train.run")
+    run = importlib.import_module("qwen3_jax.train.run")
     monkeypatch.setattr(run, "claim", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["train", str(tmp_path / "config.yaml"), f"run_dir={tmp_path / 'run'}"]) == 0
     assert capsys.readouterr().out.startswith("asked to stop before the first step")

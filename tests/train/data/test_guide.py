@@ -9,10 +9,10 @@ import pytest
 
 from qwen3_jax.cli.tokenize import parser
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train import load_config, make_data
 from tests.support import REPO
 from tests.train.data.corpora import records, write_jsonl
-from train import load_config, make_data
 
 GUIDE = (REPO / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Data, make_data
+from qwen3_jax.train.settings import EvaluationConfig, SourceConfig
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.config import TrainConfig
-from train.data import Data, make_data
-from train.settings import EvaluationConfig, SourceConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import yaml
 
 from qwen3_jax.cli import main
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.data.identity import IDENTITY, claim_data, sampled
+from qwen3_jax.train.data.tokenize import tokenize
+from qwen3_jax.train.settings import SourceConfig
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import MODEL
-from train.data.identity import IDENTITY, claim_data, sampled
-from train.data.tokenize import tokenize
-from train.settings import SourceConfig
 
 ROWS = records(300)
 
@@ -58,7 +58,7 @@ def test_a_run_whose_file_was_reordered_is_refused_with_one_line(
         (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True, exist_ok=True)
         raise FloatingPointError("it trained")
 
-    monkeypatch.setattr(importlib.import_module("train.run"), "train", trains)
+    monkeypatch.setattr(importlib.import_module("qwen3_jax.train.run"), "train", trains)
     assert main(words) == 1
     found = json.loads((tmp_path / "run" / IDENTITY).read_text())
     assert found["documents"] == [300]

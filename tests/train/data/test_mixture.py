@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import Data, make_data
+from qwen3_jax.train.data.order import Cell, Epochs, MixtureIterDataset
+from qwen3_jax.train.settings import DataConfig, SourceConfig
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.config import TrainConfig
-from train.data import Data, make_data
-from train.data.order import Cell, Epochs, MixtureIterDataset
-from train.settings import DataConfig, SourceConfig
 
 WEIGHTS = {"de": 2.0, "en": 5.0, "zh": 3.0}
 MIXTURE = {
@@ -144,7 +144,7 @@ def test_a_resumed_run_sees_exactly_the_next_example(corpus: Path, mixture: Any,
 
 def test_counting_ahead_changes_nothing(corpus: Path) -> None:
     """Lengths that are counted ahead (as with many processes) and lengths found on the way give one order."""
-    from train.data.corpus import Corpus
+    from qwen3_jax.train.data.corpus import Corpus
 
     data = make(corpus, mixture=MIXTURE)
     settings = data.config.data

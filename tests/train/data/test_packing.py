@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_jax.model import Qwen3
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.train.data import Batch, Example, batches, fill
+from qwen3_jax.train.data.rows import best_fit, tighten
+from qwen3_jax.train.step import batch_loss
 from tests.tiny import dense_config, random_params
-from train.data import Batch, Example, batches, fill
-from train.data.rows import best_fit, tighten
-from train.step import batch_loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from qwen3_jax.train.data.readers import open_readers
+from qwen3_jax.train.settings import SourceConfig
 from tests.train.data.corpora import records, write_jsonl
-from train.data.readers import open_readers
-from train.settings import SourceConfig
 
 ROWS = records(70)
 

@@ -17,15 +17,15 @@ import pytest
 
 from qwen3_jax.cli import main
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.data import make_data, sample_texts
+from qwen3_jax.train.data.examples import Document, cut
+from qwen3_jax.train.data.tokenize import tokenize
+from qwen3_jax.train.settings import SourceConfig, TokenizerConfig
+from qwen3_jax.train.tokenizer import make_tokenizer
 from tests.support import REPO
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
-from train.data import make_data, sample_texts
-from train.data.examples import Document, cut
-from train.data.tokenize import tokenize
-from train.settings import SourceConfig, TokenizerConfig
-from train.tokenizer import make_tokenizer
 
 CHAT = [
     {

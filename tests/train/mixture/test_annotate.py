@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.qwen3_jax.cli.conftest import run as run  # the fixture
-from train.mixture.annotate import annotate
-from train.mixture.annotators import available, labels_of, load_annotator, load_annotators
-from train.mixture.corpus import CorpusConfig, documents
-from train.mixture.rules import (
+from qwen3_jax.train.mixture.annotate import annotate
+from qwen3_jax.train.mixture.annotators import available, labels_of, load_annotator, load_annotators
+from qwen3_jax.train.mixture.corpus import CorpusConfig, documents
+from qwen3_jax.train.mixture.rules import (
     duplicate_line_share,
     duplicate_ngram_share,
     form,
@@ -20,7 +19,8 @@ from train.mixture.rules import (
     top_ngram_share,
     words_of,
 )
-from train.mixture.words import WORDS
+from qwen3_jax.train.mixture.words import WORDS
+from tests.qwen3_jax.cli.conftest import run as run  # the fixture
 
 PROSE = (
     "The old lighthouse keeper climbed the narrow stairs every evening before sunset. From the top he could see "

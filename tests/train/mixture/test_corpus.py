@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax.paths import pocket_path
-from qwen3_jax.tokenizer import load_tokenizer
+from qwen3_jax.text.tokenizer import load_tokenizer
+from qwen3_jax.train.mixture.corpus import DOMAINS, QUALITIES, CorpusConfig, document, documents, split_of
+from qwen3_jax.train.mixture.rules import duplicate_line_share
+from qwen3_jax.train.mixture.words import WORDS
+from qwen3_jax.train.pocket import tasks
+from qwen3_jax.train.pocket.prompts import LANGUAGES
 from tests.qwen3_jax.cli.conftest import run as run  # the fixture
-from train.mixture.corpus import DOMAINS, QUALITIES, CorpusConfig, document, documents, split_of
-from train.mixture.rules import duplicate_line_share
-from train.mixture.words import WORDS
-from train.pocket import tasks
-from train.pocket.prompts import LANGUAGES
 
 SMALL = CorpusConfig(documents=600, held_out=30)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from train.mixture.fit import RIDGES, Regression, fit, fit_law, rank_correlation
-from train.mixture.optimum import best_mixture, draw_mixtures, within
+from qwen3_jax.train.mixture.fit import RIDGES, Regression, fit, fit_law, rank_correlation
+from qwen3_jax.train.mixture.optimum import best_mixture, draw_mixtures, within
 
 NOISE = 0.01
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from train.mixture.labels import (
+from qwen3_jax.train.mixture.labels import (
     as_weights,
     combination,
     count_tokens,
@@ -15,7 +15,7 @@ from train.mixture.labels import (
     shares_of,
     target_shares,
 )
-from train.settings import WeightConfig
+from qwen3_jax.train.settings import WeightConfig
 
 BY = ("language", "domain")
 DOCUMENTS = [
