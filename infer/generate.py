@@ -106,7 +106,7 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row], mesh: Me
         needed = used + calls * steps
         if needed > state.cache.capacity:
             capacity = round_up(2 * state.cache.capacity, _CACHE_QUANTUM)
-            grown = grow_cache(state.cache, capacity, model.placement)
+            grown = grow_cache(state.cache, capacity)
             state = dataclasses.replace(state, cache=grown)
         made = []
         for _ in range(calls):  # dispatched without waiting for one another
@@ -154,7 +154,7 @@ def _prefill_rows(
         tokens[index, bucket - len(row.tokens) :] = row.tokens
         real[index, bucket - len(row.tokens) :] = True
     capacity = round_up(bucket + _HEADROOM, _CACHE_QUANTUM)
-    dtype = params["embed_tokens"].dtype
+    dtype = model.activation_dtype(params)
     cache = init_cache(model.config, len(rows), capacity, layout_of(params), dtype, model.placement)
     chunk = min(bucket, _PREFILL_CHUNK)
     for begin in range(0, bucket, chunk):

@@ -1,6 +1,5 @@
 """Prefill and decoding, compiled for devices that are not here."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from qwen3_jax.infer.automaton import Tokens, initial
 from qwen3_jax.infer.decode import DecodeState, decode, prefill
 from qwen3_jax.infer.generate import prompt_bucket
 from qwen3_jax.infer.sampling import SamplingParams
-from qwen3_jax.network.cache import KVCache, init_cache
+from qwen3_jax.network.cache import abstract_cache
 from qwen3_jax.network.model import Qwen3
-from qwen3_jax.parameters.placement import Placement, place
+from qwen3_jax.parameters.placement import place
 from qwen3_jax.parameters.specs import Params, ParamSpec, spec_tree
 from qwen3_jax.sharding import Rules, axes_of, named_sharding
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome, abstract, compile_ahead, local_bytes
@@ -40,7 +39,7 @@ def plan_prefill(
     chunk = prompt_bucket(1)
     while chunk < bucket and prompt_bucket(2 * chunk) == 2 * chunk and prompt_bucket(chunk + 1) == 2 * chunk:
         chunk *= 2
-    cache = abstract_cache(model, mesh, batch_size, bucket)
+    cache = abstract_cache(config, batch_size, bucket, "stacked", jnp.bfloat16, model.placement, mesh=mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     tokens = jax.ShapeDtypeStruct((batch_size, chunk), jnp.int32, sharding=whole)
     real = jax.ShapeDtypeStruct((batch_size, chunk), jnp.bool_, sharding=whole)
@@ -86,28 +85,6 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: Rules, batch_size: in
     return Qwen3(config, param_dtype=jnp.bfloat16, placement=placement), params
 
 
-def abstract_cache(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> KVCache:
-    """An empty cache as shapes, laid out as `qwen3_jax.network.cache.constrain_cache` does."""
-    make = partial(init_cache, model.config, batch_size, capacity, "stacked", jnp.bfloat16, Placement())
-    cache = jax.eval_shape(make)
-    repeats = model.placement.kv_repeats
-
-    def lay(leaf: Any, *axes: str | None) -> Any:
-        shape = list(leaf.shape)
-        if len(shape) == 5:
-            shape[2] *= repeats
-        sharding = named_sharding(mesh, axes, model.placement.rules)
-        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=sharding)
-
-    axes = (None, "batch", "cache_heads", "cache_length", "head_dim")
-    return KVCache(
-        keys=tuple(lay(leaf, *axes) for leaf in cache.keys),
-        values=tuple(lay(leaf, *axes) for leaf in cache.values),
-        filled=lay(cache.filled, "batch", "cache_length"),
-        length=lay(cache.length),
-    )
-
-
 def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> DecodeState:
     """`qwen3_jax.infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
 
@@ -126,7 +103,7 @@ def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: i
         jnp.bool_,
         sharding=named_sharding(mesh, ("batch", None), model.placement.rules),
     )
-    cache = abstract_cache(model, mesh, batch_size, capacity)
+    cache = abstract_cache(model.config, batch_size, capacity, "stacked", jnp.bfloat16, model.placement, mesh=mesh)
     return DecodeState(
         cache=cache, token=token, automaton=automaton, seen=seen, keys=keys, sampling=sampling, tokens=tokens
     )

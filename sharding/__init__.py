@@ -3,12 +3,14 @@
 from qwen3_jax.sharding.collectives import ragged_all_to_all as ragged_all_to_all
 from qwen3_jax.sharding.constrain import constrain as constrain
 from qwen3_jax.sharding.constrain import current_mesh as current_mesh
+from qwen3_jax.sharding.constrain import dividing as dividing
 from qwen3_jax.sharding.constrain import gather_weight as gather_weight
 from qwen3_jax.sharding.constrain import mesh_of as mesh_of
 from qwen3_jax.sharding.constrain import mesh_size as mesh_size
 from qwen3_jax.sharding.constrain import named_sharding as named_sharding
 from qwen3_jax.sharding.constrain import replicate as replicate
 from qwen3_jax.sharding.constrain import row_major as row_major
+from qwen3_jax.sharding.constrain import spec_of as spec_of
 from qwen3_jax.sharding.constrain import under_mesh as under_mesh
 from qwen3_jax.sharding.mesh import MeshConfig as MeshConfig
 from qwen3_jax.sharding.mesh import as_auto as as_auto

@@ -44,11 +44,30 @@ def mesh_size(axes: Sequence[str]) -> int:
     return size
 
 
+def dividing(size: int, axes: Sequence[str]) -> tuple[str, ...]:
+    """The first of these mesh axes over which a dimension divides: one row, or one token of a decoding step, may be
+    less than the devices there are, and the others then have it too.
+
+    In:  6, ("data", "fsdp", "expert") of sizes 2, 2 and 1     Out: ("data",)
+    """
+    count = len(axes)
+    while size % mesh_size(axes[:count]):
+        count -= 1
+    return tuple(axes[:count])
+
+
+def spec_of(shape: Sequence[int], axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> PartitionSpec:
+    """`logical_to_spec` for an array of this shape on the current mesh: without the mesh axes that do not divide it."""
+    spec = logical_to_spec(axes, rules)
+    whole = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
+    return PartitionSpec(*(dividing(size, entry) or None for size, entry in zip(shape, whole, strict=True)))
+
+
 def constrain(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Array:
     """`x` laid out on the current mesh by its logical axes."""
     if current_mesh() is None or _manual():
         return x
-    return jax.lax.with_sharding_constraint(x, logical_to_spec(axes, rules))
+    return jax.lax.with_sharding_constraint(x, spec_of(x.shape, axes, rules))
 
 
 def row_major(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Array:
@@ -63,7 +82,7 @@ def row_major(x: Array, axes: Sequence[str | None], rules: Rules = DEFAULT_RULES
 
     if current_mesh() is None or _manual():
         return pin(x)
-    layout = logical_to_spec(axes, rules)
+    layout = spec_of(x.shape, axes, rules)
     return jax.shard_map(pin, in_specs=layout, out_specs=layout, check_vma=False)(x)
 
 

@@ -54,12 +54,11 @@ def document_ids(real: Bool[Array, "B T"] | None, segment_ids: Int[Array, "B T"]
     return jnp.where(real, jnp.int32(1) if segment_ids is None else segment_ids, jnp.int32(-1))
 
 
-def cache_mask(filled: Bool[Array, "B S"], first_slot: Int[Array, ""], num_queries: int) -> Bool[Array, "B T S"]:
-    """Queries in slots first_slot, first_slot + 1, ... see the filled slots up to their own.
+def cache_mask(slots: Int[Array, "B S"], queries: Int[Array, "B T"]) -> Bool[Array, "B T S"]:
+    """A query at position p sees the slots of positions 0 to p; -1 is an empty slot, or a query that is padding.
 
-    In:  filled 0 1 1 1 0, first_slot 2, num_queries 2      Out: 0 1 1 0 0
-                                                                 0 1 1 1 0
+    In:  slots 0 -1 2 1 -1, queries 1 2     Out: 1 0 0 1 0
+                                                 1 0 1 1 0
     """
-    slots = jnp.arange(filled.shape[1])[None, None, :]
-    queries = first_slot + jnp.arange(num_queries)[None, :, None]
-    return (slots <= queries) & filled[:, None, :]
+    slots = slots[:, None, :]
+    return (slots >= 0) & (slots <= queries[:, :, None])

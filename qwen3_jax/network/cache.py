@@ -1,22 +1,32 @@
-"""The key-value cache: static shapes, one write position for all rows, carried and donated.
+"""The key-value cache: static shapes, donated and carried through the layers.
 
-Rows are padded on the left, so that every row writes its next token into the same slot: the write is one
-`dynamic_update_slice` at a scalar index, which XLA does in place on a donated buffer. What a row may see is `filled`.
+A slot knows the position of its token, and a query at position p sees the slots with 0 <= position <= p: what may be
+seen never depends on the order of the slots. Rows that are padded on the left write the same slot (`lock_step`), one
+slice for all of them; otherwise each row writes at its own length, so that rows are admitted, copied and ended one by
+one.
+
+Past the capacity nothing is written. Outside of `jax.jit`, `Qwen3.apply` raises a ValueError then; inside, where
+lengths are not known, the outputs of such a row are NaN. Its length grows all the same, so that it stays NaN.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.kernels.cache_write import buffer_axes, copy_rows, write_slots
 from qwen3_jax.parameters.placement import ONE_DEVICE, Placement
 from qwen3_jax.parameters.specs import Layout
-from qwen3_jax.sharding import current_mesh, row_major, target_platform
+from qwen3_jax.sharding import Rules, constrain, current_mesh, named_sharding
+
+Layer = tuple[int, Int[Array, ""] | None]
 
 
 @flax.struct.dataclass
@@ -27,130 +37,200 @@ class KVCache:
       keys, values: one array a layer, [B, K, S, H], when the parameters are unrolled; one array a run of identical
         layers, [n, B, K, S, H], when they are stacked. Heads stand before slots: a head's keys are then one
         contiguous matrix, which both products of attention take without a transpose.
-      filled: bool[B, S], slots that hold a real token.
-      length: int32 scalar, the next slot to write.
+      positions: int32[B, S], the position of each slot's token; -1 where a slot is empty or holds padding.
+      length: int32[B], the next slot of each row.
+      lock_step: all rows have the same length.
+      placement: where the arrays are on a mesh.
     """
 
     __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
-    filled: Bool[Array, "B S"]
-    length: Int[Array, ""]
+    positions: Int[Array, "B S"]
+    length: Int[Array, " B"]
+    lock_step: bool = flax.struct.field(pytree_node=False, default=True)
+    placement: Placement = flax.struct.field(pytree_node=False, default=ONE_DEVICE)
 
     @property
     def capacity(self) -> int:
-        return self.filled.shape[1]
+        return self.positions.shape[1]
+
+    def add_tokens(self, positions: Int[Array, "B T"]) -> "KVCache":
+        """Takes the next T slots of each row for tokens at these positions (-1: padding); the layers `update` them.
+
+        In:  positions 0 1 -1 -1, length 2, new positions 2     Out: positions 0 1 2 -1, length 3
+
+        Raises:
+          ValueError: they do not fit, where that is known (outside of `jax.jit`).
+        """
+        num_tokens = positions.shape[1]
+        if not isinstance(self.length, jax.core.Tracer) and int(jnp.max(self.length)) + num_tokens > self.capacity:
+            raise ValueError(
+                f"the cache must have room for the new tokens, got {num_tokens} at slot {int(jnp.max(self.length))} "
+                f"of {self.capacity}: grow_cache first"
+            )
+        length = self.length + num_tokens
+        index = jnp.arange(self.capacity, dtype=jnp.int32)[None] - self.length[:, None]
+        new = jnp.take_along_axis(positions, jnp.clip(index, 0, num_tokens - 1), axis=1)
+        written = (index >= 0) & (index < num_tokens) & (length <= self.capacity)[:, None]
+        return dataclasses.replace(
+            self,
+            positions=self.placement.constrain(jnp.where(written, new, self.positions), "batch", "cache_length"),
+            length=self.placement.constrain(length, None),
+        )
+
+    def update(
+        self, layer: Layer, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
+    ) -> tuple["KVCache", Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+        """Writes the tokens of the last `add_tokens` in one layer.
+
+        Args:
+          layer: which array it has, and its index there when the layers are stacked. The array stays whole in the
+            carry of the layer scan: as scanned input and output it would be copied at every step.
+
+        Returns:
+          the cache, and all keys and values of the layer.
+        """
+        number, index = layer
+        slots, rules = self.length - keys.shape[1], self.placement.rules
+        buffers = [
+            write_slots(buffers[number], new, slots, index, self.lock_step, rules)
+            for buffers, new in ((self.keys, keys), (self.values, values))
+        ]
+        new_keys, new_values = (
+            (*old[:number], buffer, *old[number + 1 :])
+            for old, buffer in zip((self.keys, self.values), buffers, strict=True)
+        )
+        if index is not None:
+            buffers = [jax.lax.dynamic_index_in_dim(buffer, index, 0, keepdims=False) for buffer in buffers]
+        return dataclasses.replace(self, keys=new_keys, values=new_values), *buffers
+
+    def overflowed(self) -> Bool[Array, " B"]:
+        """Rows that were given more tokens than they have slots."""
+        return self.length > self.capacity
+
+    def map(self, function: Callable[..., Any]) -> "KVCache":
+        """`function(array, logical axes)` of each array."""
+        return dataclasses.replace(
+            self,
+            keys=tuple(function(x, buffer_axes(x.ndim)) for x in self.keys),
+            values=tuple(function(x, buffer_axes(x.ndim)) for x in self.values),
+            positions=function(self.positions, ("batch", "cache_length")),
+            length=function(self.length, (None,)),  # on all devices: a lock-step write reads the first
+        )
+
+    def constrained(self) -> "KVCache":
+        """The cache laid out over the current mesh."""
+        return self.map(lambda x, axes: self.placement.constrain(x, *axes))
 
 
-def buffer_axes(ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of the keys or values of one layer (4 dimensions) or of a run of layers (5)."""
-    return (*(None,) * (ndim - 4), "batch", "cache_heads", "cache_length", "head_dim")
+def abstract_cache(
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    layout: Layout,
+    dtype: Any,
+    placement: Placement = ONE_DEVICE,
+    lock_step: bool = True,
+    mesh: Mesh | None = None,
+) -> KVCache:
+    """The cache of `init_cache` as shapes, with their shardings on `mesh`."""
+    slots = (batch, config.num_key_value_heads * placement.kv_repeats, capacity, config.head_dim)
+    runs: list[tuple[int, ...]] = [(length,) for _, length in config.segments]
+    shapes = [(*run, *slots) for run in ([()] * config.num_hidden_layers if layout == "unrolled" else runs)]
+    cache = KVCache(
+        keys=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+        values=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+        positions=jax.ShapeDtypeStruct((batch, capacity), jnp.int32),
+        length=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        lock_step=lock_step,
+        placement=placement,
+    )
+    if mesh is None:
+        return cache
+    return cache.map(lambda x, axes: x.update(sharding=named_sharding(mesh, axes, placement.rules)))
 
 
 def init_cache(
-    config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement = ONE_DEVICE
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    layout: Layout,
+    dtype: Any,
+    placement: Placement = ONE_DEVICE,
+    lock_step: bool = True,
 ) -> KVCache:
-    """An empty cache of `capacity` slots for `batch` rows, laid out over the current mesh when there is one."""
-    if current_mesh() is None:
-        return _empty(config, batch, capacity, layout, dtype, placement)
-    make = partial(_empty, config, batch, capacity, layout, dtype, placement)
-    return jax.jit(make)()
+    """An empty cache of `capacity` slots for `batch` rows, laid out over the current mesh when there is one.
+
+    Args:
+      dtype: of the activations, see `Qwen3.activation_dtype`.
+      lock_step: all rows will write the same slot, see `KVCache`.
+    """
+    make = _empty if current_mesh() is None else _empty_on_mesh
+    return make(abstract_cache(config, batch, capacity, layout, jnp.dtype(dtype), placement, lock_step))
 
 
-def constrain_cache(cache: KVCache, placement: Placement) -> KVCache:
-    """The cache laid out over the current mesh."""
+def _empty(shapes: KVCache) -> KVCache:
+    cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return dataclasses.replace(cache, positions=cache.positions - 1).constrained()
 
-    def lay(x: Array) -> Array:
-        return placement.constrain(x, *buffer_axes(x.ndim))
 
+_empty_on_mesh = jax.jit(_empty, static_argnums=0)  # once: a new `jit` would compile at every call
+
+
+def grow_cache(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with empty slots appended up to `capacity`. Takes the old one: each array is freed as soon as it
+    is copied, so that memory holds one array more than the new cache and not two caches."""
+    assert capacity >= cache.capacity
+    if capacity == cache.capacity:
+        return cache
+    rules = cache.placement.rules
+
+    def grow(x: Array, axes: tuple[str | None, ...]) -> Array:
+        if "cache_length" not in axes:
+            return x
+        grown = _pad_slots(x, capacity, axes, rules).block_until_ready()
+        x.delete()
+        return grown
+
+    return cache.map(grow)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _pad_slots(x: Array, capacity: int, axes: tuple[str | None, ...], rules: Rules) -> Array:
+    slots = axes.index("cache_length")
+    widths = [(0, capacity - x.shape[axis] if axis == slots else 0) for axis in range(x.ndim)]
+    return constrain(jnp.pad(x, widths, constant_values=-1 if x.ndim == 2 else 0), axes, rules)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def insert_rows(cache: KVCache, slots: Int[Array, " R"], prefix: KVCache) -> KVCache:
+    """Copies row r of `prefix`, made by `prefill`, to row `slots[r]` of a per-row cache, which is donated.
+
+    Args:
+      slots: int32[R], rows of `cache`, all different; a number outside of it drops the row.
+      prefix: a cache of R rows, of no more slots than `cache` has.
+    """
+    assert not cache.lock_step and prefix.capacity <= cache.capacity
+    rules = cache.placement.rules
+
+    def insert(x: Array, new: Array) -> Array:
+        return copy_rows(x, new, slots, rules)
+
+    positions = jnp.pad(prefix.positions, ((0, 0), (0, cache.capacity - prefix.capacity)), constant_values=-1)
     return dataclasses.replace(
         cache,
-        keys=tuple(map(lay, cache.keys)),
-        values=tuple(map(lay, cache.values)),
-        filled=placement.constrain(cache.filled, "batch", "cache_length"),
-    )
+        keys=tuple(map(insert, cache.keys, prefix.keys)),
+        values=tuple(map(insert, cache.values, prefix.values)),
+        positions=cache.positions.at[slots].set(positions, mode="drop"),
+        length=cache.length.at[slots].set(prefix.length, mode="drop"),
+    ).constrained()
 
 
-def _empty(config: ModelConfig, batch: int, capacity: int, layout: Layout, dtype: Any, placement: Placement) -> KVCache:
-    slots = (batch, config.num_key_value_heads * placement.kv_repeats, capacity, config.head_dim)
-    if layout == "unrolled":
-        shapes: list[tuple[int, ...]] = [slots] * config.num_hidden_layers
-    else:
-        shapes = [(length, *slots) for _, length in config.segments]
-    cache = KVCache(
-        keys=tuple(jnp.zeros(shape, dtype) for shape in shapes),
-        values=tuple(jnp.zeros(shape, dtype) for shape in shapes),
-        filled=jnp.zeros((batch, capacity), bool),
-        length=jnp.zeros((), jnp.int32),
-    )
-    return constrain_cache(cache, placement)
-
-
-def grow_cache(cache: KVCache, capacity: int, placement: Placement = ONE_DEVICE) -> KVCache:
-    """The same cache with empty slots appended up to `capacity`."""
-    assert capacity >= cache.capacity
-    if current_mesh() is None:
-        return _grown(cache, capacity, placement)
-    return jax.jit(_grown, static_argnums=(1, 2))(cache, capacity, placement)
-
-
-def _grown(cache: KVCache, capacity: int, placement: Placement) -> KVCache:
-    extra = capacity - cache.capacity
-
-    def pad(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, extra), (0, 0)])
-
-    cache = dataclasses.replace(
-        cache,
-        keys=tuple(map(pad, cache.keys)),
-        values=tuple(map(pad, cache.values)),
-        filled=jnp.pad(cache.filled, [(0, 0), (0, extra)]),
-    )
-    return constrain_cache(cache, placement)
-
-
-def mark_filled(cache: KVCache, real: Bool[Array, "B T"]) -> KVCache:
-    """Marks the next T slots as filled where `real`; the layers write them, the caller advances `length`."""
-    zero = jnp.zeros((), jnp.int32)
-    return dataclasses.replace(cache, filled=jax.lax.dynamic_update_slice(cache.filled, real, (zero, cache.length)))
-
-
-def write_layer(
-    buffer: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slot: Int[Array, ""], placement: Placement
-) -> Float[Array, "B K S H"]:
-    """Writes T tokens from `slot` on."""
-    zero = jnp.zeros((), jnp.int32)
-    return _write(buffer, new.swapaxes(1, 2), (zero, zero, slot, zero), placement)
-
-
-def write_stacked(
-    buffer: Float[Array, "n B K S H"],
-    new: Float[Array, "B T K H"],
-    layer: Int[Array, ""],
-    slot: Int[Array, ""],
-    placement: Placement,
-) -> Float[Array, "n B K S H"]:
-    """Writes T tokens of one layer into the stacked buffer, which stays the carry of the layer scan: as scanned input
-    and output it would be copied whole at every step."""
-    zero = jnp.zeros((), jnp.int32)
-    return _write(buffer, new.swapaxes(1, 2)[None], (layer, zero, zero, slot, zero), placement)
-
-
-def _write(buffer: Array, update: Array, start: tuple[Array, ...], placement: Placement) -> Array:
-    """`dynamic_update_slice`, in place on every backend.
-
-    XLA:CPU has no bfloat16 form of it and would take the whole buffer to float32 and back. As integers the bits just
-    move. XLA:TPU, left to itself, keeps the buffer inside a loop in the order that suits the write of one slot (slots
-    outermost): it then copies the whole cache in and out of the loop, and every layer's part of it once more for the
-    products of attention.
-    """
-    update, platform = update.astype(buffer.dtype), target_platform()
-    if platform == "tpu":
-        written = jax.lax.dynamic_update_slice(buffer, update, start)
-        return row_major(written, buffer_axes(buffer.ndim), placement.rules)
-    if buffer.dtype != jnp.bfloat16 or platform != "cpu":
-        return jax.lax.dynamic_update_slice(buffer, update, start)
-    bits = jax.lax.bitcast_convert_type(buffer, jnp.uint16)
-    bits = jax.lax.dynamic_update_slice(bits, jax.lax.bitcast_convert_type(update, jnp.uint16), start)
-    return jax.lax.bitcast_convert_type(bits, buffer.dtype)
+@partial(jax.jit, donate_argnames="cache")
+def clear_rows(cache: KVCache, rows: Bool[Array, " B"]) -> KVCache:
+    """Empties these rows of a per-row cache, which is donated."""
+    assert not cache.lock_step
+    positions = jnp.where(rows[:, None], jnp.int32(-1), cache.positions)
+    return dataclasses.replace(cache, positions=positions, length=jnp.where(rows, 0, cache.length)).constrained()

@@ -21,7 +21,7 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.kernels import choose_attention, self_attention
 from qwen3_jax.kernels.linear import linear
 from qwen3_jax.kernels.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
-from qwen3_jax.network.cache import KVCache, constrain_cache, mark_filled, write_layer, write_stacked
+from qwen3_jax.network.cache import KVCache
 from qwen3_jax.network.layer import attention, project_qkv, rms_norm, swiglu
 from qwen3_jax.network.remat import keep, rematerialise
 from qwen3_jax.network.rope import rope_cos_sin
@@ -61,7 +61,6 @@ class Context:
     sin: Float[Array, "B T H2"]
     mask: Bool[Array, "B T S"] | None  # None where a kernel does without
     documents: Int[Array, "B T"] | None  # what the kernel is told instead: whose token it is; None: one document a row
-    slot: Int[Array, ""] | None  # first cache slot to write; None without a cache
     counted: Bool[Array, "B T"] | None = None  # tokens whose routing is summed up by rows
 
 
@@ -97,12 +96,12 @@ def use(params: Params, specs: dict[str, ParamSpec], dtype: Any, placement: Plac
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP (or experts), each with a residual.
 
-    The cache is part of the carry: this layer's own arrays, or, under `scan`, those of the whole run of layers, of
-    which `index` is this layer's (None without a scan).
+    The cache is part of the carry; `number` and `index` are where this layer is in it (see `KVCache.update`).
     """
 
     config: ModelConfig
     sparse: bool
+    number: int
     moe_backend: str = "auto"
     attention_backend: str = "auto"
     param_dtype: Any = jnp.float32
@@ -113,9 +112,9 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Array | None, Array | None], index: Int[Array, ""] | None, ctx: Context
-    ) -> tuple[tuple[Array, Array | None, Array | None], RouterReport | None]:
-        x, keys, values = carry
+        self, carry: tuple[Array, KVCache | None], index: Int[Array, ""] | None, ctx: Context
+    ) -> tuple[tuple[Array, KVCache | None], RouterReport | None]:
+        x, cache = carry
         specs = layer_specs(self.config, self.sparse)
         if self.lora is not None:
             specs |= adapter_specs(self.lora, specs)
@@ -129,21 +128,14 @@ class DecoderLayer(nn.Module):
         q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement, self.qk_norm)
         if ctx.mask is None:
             attended = self_attention(q, k, v, ctx.documents, self.attention_backend, self.placement.rules)
-        elif ctx.slot is None or keys is None or values is None:
-            # Each device has the queries of its part of the sequence and meets the keys of all of it.
-            axes = ("batch", "cache_heads", "cache_length", "head_dim")
-            layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
-            attended = attention(q, layer_keys, layer_values, ctx.mask)
-        elif index is not None:
-            keys = write_stacked(keys, k, index, ctx.slot, self.placement)
-            values = write_stacked(values, v, index, ctx.slot, self.placement)
-            layer_keys = jax.lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
-            layer_values = jax.lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
-            attended = attention(q, layer_keys, layer_values, ctx.mask)
         else:
-            keys = write_layer(keys, k, ctx.slot, self.placement)
-            values = write_layer(values, v, ctx.slot, self.placement)
-            attended = attention(q, keys, values, ctx.mask)
+            if cache is not None:
+                cache, layer_keys, layer_values = cache.update((self.number, index), k, v)
+            else:
+                # Each device has the queries of its part of the sequence and meets the keys of all of it.
+                axes = ("batch", "cache_heads", "cache_length", "head_dim")
+                layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
+            attended = attention(q, layer_keys, layer_values, ctx.mask)
         attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
         x = place(x + keep("attention", project(params, "o_proj", attended)), "batch", "sequence", None)
 
@@ -153,7 +145,7 @@ class DecoderLayer(nn.Module):
         else:
             rules = self.placement.rules
             mixed, routing = moe(normed, params, self.config, self.moe_backend, rules, ctx.counted)
-        return (place(x + mixed, "batch", "sequence", None), keys, values), routing
+        return (place(x + mixed, "batch", "sequence", None), cache), routing
 
 
 class Qwen3(nn.Module):
@@ -188,6 +180,10 @@ class Qwen3(nn.Module):
     generation: GenerationDefaults = GenerationDefaults()
     qk_norm: bool = True
 
+    def activation_dtype(self, params: Params) -> Any:
+        """Dtype of the activations with these parameters, and so of a cache."""
+        return jnp.dtype(params["embed_tokens"].dtype if self.dtype is None else self.dtype)
+
     @nn.compact
     def __call__(
         self,
@@ -205,14 +201,15 @@ class Qwen3(nn.Module):
           tokens: int32[B, T].
           attention_mask: [B, T], 1 or True for real tokens; all are real when left out.
           positions: int32[B, T] rotary positions; by default counted over the real tokens of each row (over each
-            document with `segment_ids`, from the cache's filled slots with `cache`).
+            document with `segment_ids`, from the largest position in the cache on with `cache`).
           segment_ids: int32[B, T], the document of each token in a packed row; no attention across documents.
           cache: keys and values so far; the T tokens are added to it.
           logits_to_keep: only the last so many positions get logits; 0 keeps all (Hugging Face's name).
           output_router_rows: give `router_rows`, for a load-balancing loss, and leave padding out of `expert_load`.
 
         Raises:
-          ValueError: `segment_ids` together with `cache`, an unknown backend, or adapters without `lora`.
+          ValueError: `segment_ids` together with `cache`, a cache of another dtype or without room for the tokens (under
+            `jax.jit` such a row's outputs are NaN), an unknown backend, or adapters without `lora`.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
@@ -226,13 +223,19 @@ class Qwen3(nn.Module):
             else:
                 positions = positions_from_mask(real)
                 if cache is not None:
-                    positions = positions + jnp.sum(cache.filled, axis=1, dtype=jnp.int32)[:, None]
-        dtype = top["embed_tokens"].dtype if self.dtype is None else self.dtype
+                    positions = positions + jnp.max(cache.positions, axis=1, keepdims=True) + 1
+        dtype = self.activation_dtype(top)
         backend = choose_attention(self.attention_backend, tokens.shape[1], self.config.head_dim, dtype)
-        slot = mask = documents = None
+        mask = documents = None
         if cache is not None:
-            slot, cache = cache.length, mark_filled(cache, real)
-            mask = cache_mask(cache.filled, slot, tokens.shape[1])
+            if cache.keys[0].dtype != dtype:
+                raise ValueError(
+                    f"the cache must have the dtype of the activations, {jnp.dtype(dtype)}, got {cache.keys[0].dtype}: "
+                    "make it with model.activation_dtype(params)"
+                )
+            of_tokens = jnp.where(real, positions, jnp.int32(-1))
+            cache = cache.add_tokens(of_tokens)
+            mask = cache_mask(cache.positions, of_tokens)
         elif backend == "xla":
             mask = causal_mask(real, segment_ids)
         else:
@@ -243,7 +246,6 @@ class Qwen3(nn.Module):
             sin=place(sin, "batch", "sequence", None),
             mask=None if mask is None else place(mask, "batch", "sequence", "cache_length"),
             documents=None if documents is None else place(documents, "batch", "sequence"),
-            slot=slot,
             counted=real if output_router_rows else None,
         )
 
@@ -252,6 +254,8 @@ class Qwen3(nn.Module):
         x = place(top["embed_tokens"].astype(dtype)[tokens], "lookup_batch", "sequence", "embed")
         x, cache, routings = self._layers(place(x, "batch", "sequence", None), cache, ctx)
         hidden = rms_norm(x, top["norm"].astype(dtype), self.config.rms_norm_eps)
+        if cache is not None:
+            hidden = jnp.where(cache.overflowed()[:, None, None], jnp.asarray(jnp.nan, dtype), hidden)
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         head = use({name: top[name]}, specs, dtype, self.placement)[name]
         with jax.named_scope("lm_head"):
@@ -272,30 +276,23 @@ class Qwen3(nn.Module):
             unrolled = self.has_variable("params", "layers_0")
         run = self._unrolled if unrolled else self._stacked
         size = self.config.num_hidden_layers if unrolled else len(self.config.segments)
-        if cache is None:
-            x, _, _, routings = run(x, (None,) * size, (None,) * size, ctx)
-            return x, None, routings
-        assert len(cache.keys) == size, "the cache was made for the other parameter layout"
-        x, keys, values, routings = run(x, cache.keys, cache.values, ctx)
-        length = cache.length + x.shape[1]
-        cache = dataclasses.replace(cache, keys=keys, values=values, length=length)
-        return x, constrain_cache(cache, self.placement), routings
+        assert cache is None or len(cache.keys) == size, "the cache was made for the other parameter layout"
+        x, cache, routings = run(x, cache, ctx)
+        return x, None if cache is None else cache.constrained(), routings
 
-    def _unrolled(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
+    def _unrolled(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
         layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=True)
-        new_keys, new_values, routings = [], [], []
+        routings = []
         for i in range(self.config.num_hidden_layers):
-            layer = layer_class(**self._of_layer(self.config.is_sparse(i)), name=f"layers_{i}")
-            (x, layer_keys, layer_values), routing = layer((x, keys[i], values[i]), None, ctx)
-            new_keys.append(layer_keys)
-            new_values.append(layer_values)
+            layer = layer_class(**self._of_layer(self.config.is_sparse(i)), number=i, name=f"layers_{i}")
+            (x, cache), routing = layer((x, cache), None, ctx)
             if routing is not None:
                 routings.append(jax.tree.map(lambda leaf: leaf[None], routing))
-        return x, tuple(new_keys), tuple(new_values), tuple(routings)
+        return x, cache, tuple(routings)
 
-    def _stacked(self, x: Array, keys: tuple, values: tuple, ctx: Context) -> tuple[Array, tuple, tuple, tuple]:
+    def _stacked(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
         layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=False)
-        new_keys, new_values, routings = [], [], []
+        routings = []
         for i, (sparse, length) in enumerate(self.config.segments):
             scanned = nn.scan(
                 layer_class,
@@ -303,14 +300,11 @@ class Qwen3(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=length,
-            )(**self._of_layer(sparse), name=f"segments_{i}")
-            carry = (x, keys[i], values[i])
-            (x, segment_keys, segment_values), routing = scanned(carry, jnp.arange(length, dtype=jnp.int32), ctx)
-            new_keys.append(segment_keys)
-            new_values.append(segment_values)
+            )(**self._of_layer(sparse), number=i, name=f"segments_{i}")
+            (x, cache), routing = scanned((x, cache), jnp.arange(length, dtype=jnp.int32), ctx)
             if routing is not None:
                 routings.append(routing)
-        return x, tuple(new_keys), tuple(new_values), tuple(routings)
+        return x, cache, tuple(routings)
 
     def _of_layer(self, sparse: bool) -> dict[str, Any]:
         names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm", "lora")

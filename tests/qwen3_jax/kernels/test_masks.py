@@ -26,7 +26,6 @@ def test_causal_mask_keeps_documents_apart():
     np.testing.assert_array_equal(mask[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
 
 
-def test_cache_mask_hides_empty_and_later_slots():
-    filled = jnp.array([[0, 1, 1, 1, 0]], bool)
-    mask = cache_mask(filled, jnp.int32(2), 2)
-    np.testing.assert_array_equal(mask[0], [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+def test_cache_mask_is_by_position_and_not_by_slot():
+    mask = cache_mask(jnp.array([[0, -1, 2, 1, -1]]), jnp.array([[1, 2, -1]]))
+    np.testing.assert_array_equal(mask[0], [[1, 0, 0, 1, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])

@@ -103,8 +103,8 @@ def test_cached_decode_equals_the_full_forward(name, layout):
         cache = out.cache
         got.append(out.logits)
     np.testing.assert_allclose(jnp.concatenate(got, axis=1), expected, atol=2e-5)
-    assert int(cache.length) == 12
-    np.testing.assert_array_equal(cache.filled.sum(axis=1), [12, 12])
+    np.testing.assert_array_equal(cache.length, [12, 12])
+    np.testing.assert_array_equal(cache.positions, [[*range(12)] + [-1] * 12] * 2)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
