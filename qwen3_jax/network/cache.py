@@ -104,7 +104,7 @@ class KVCache:
         )
         if index is not None:
             buffers = [jax.lax.dynamic_index_in_dim(buffer, index, 0, keepdims=False) for buffer in buffers]
-        return dataclasses.replace(self, keys=new_keys, values=new_values), *buffers
+        return dataclasses.replace(self, keys=new_keys, values=new_values), buffers[0], buffers[1]
 
     def overflowed(self) -> Bool[Array, " B"]:
         """Rows that were given more tokens than they have slots."""
@@ -139,11 +139,12 @@ def abstract_cache(
     slots = (batch, config.num_key_value_heads * placement.kv_repeats, capacity, config.head_dim)
     runs: list[tuple[int, ...]] = [(length,) for _, length in config.segments]
     shapes = [(*run, *slots) for run in ([()] * config.num_hidden_layers if layout == "unrolled" else runs)]
+    shape: Any = jax.ShapeDtypeStruct
     cache = KVCache(
-        keys=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
-        values=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
-        positions=jax.ShapeDtypeStruct((batch, capacity), jnp.int32),
-        length=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        keys=tuple(shape(each, dtype) for each in shapes),
+        values=tuple(shape(each, dtype) for each in shapes),
+        positions=shape((batch, capacity), jnp.int32),
+        length=shape((batch,), jnp.int32),
         lock_step=lock_step,
         placement=placement,
     )
@@ -212,7 +213,8 @@ def insert_rows(cache: KVCache, slots: Int[Array, " R"], prefix: KVCache) -> KVC
       slots: int32[R], rows of `cache`, all different; a number outside of it drops the row.
       prefix: a cache of R rows, of no more slots than `cache` has.
     """
-    assert not cache.lock_step and prefix.capacity <= cache.capacity
+    assert not cache.lock_step
+    assert prefix.capacity <= cache.capacity
     rules = cache.placement.rules
 
     def insert(x: Array, new: Array) -> Array:

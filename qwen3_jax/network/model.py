@@ -5,7 +5,6 @@ so that compile time does not grow with depth; parameters in the unrolled layout
 faster on CPU. `apply` tells the two apart by the parameters it is given.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -208,8 +207,8 @@ class Qwen3(nn.Module):
           output_router_rows: give `router_rows`, for a load-balancing loss, and leave padding out of `expert_load`.
 
         Raises:
-          ValueError: `segment_ids` together with `cache`, a cache of another dtype or without room for the tokens (under
-            `jax.jit` such a row's outputs are NaN), an unknown backend, or adapters without `lora`.
+          ValueError: `segment_ids` together with `cache`, a cache of another dtype or without room for the tokens
+            (under `jax.jit` such a row's outputs are NaN), an unknown backend, or adapters without `lora`.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")

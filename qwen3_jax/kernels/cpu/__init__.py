@@ -1,1 +1,1 @@
-"""What XLA:CPU needs spelled in its own way. Nothing outside `qwen3_jax.kernels` imports from here."""
+"""What XLA:CPU needs spelled in its own way. Only `qwen3_jax.kernels` imports from here."""
