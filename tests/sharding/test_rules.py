@@ -51,9 +51,9 @@ def test_every_axis_that_is_used_has_a_rule_and_every_rule_is_used(monkeypatch):
     """Traces a dense and a mixed model, with and without a cache, and collects the logical axes that are asked for."""
     import jax
 
-    from qwen3_jax import placement as placements
     from qwen3_jax.network.cache import init_cache
     from qwen3_jax.network.model import Qwen3
+    from qwen3_jax.parameters import placement as placements
     from qwen3_jax.parameters.adapters import ATTENTION, MLP, Lora, adapter_tree
     from tests.tiny import moe_config, random_params
 

@@ -1,7 +1,8 @@
 """Programs compiled ahead of time for TPUs that are not here. Needs libtpu (extra `tpu-plan`), and no TPU.
 
 `make test-tpu` runs these in one process. What libtpu wants in the environment is set by
-`sharding/ahead_of_time/topology.py`, before it is loaded; with it a second process may load libtpu too. JAX itself stays on the CPU (`tests/conftest.py`).
+`sharding/ahead_of_time/topology.py`, before it is loaded; with it a second process may load libtpu too.
+JAX itself stays on the CPU (`tests/conftest.py`).
 """
 
 import importlib.util

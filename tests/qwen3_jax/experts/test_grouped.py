@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax import grouped_matmul as module
+from qwen3_jax.experts import grouped as module
 from qwen3_jax.experts.grouped import grouped_matmul, tile_rows
 from qwen3_jax.kernels.tiles import tile_table
 

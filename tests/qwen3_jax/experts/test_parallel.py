@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax import expert_parallel as module
+from qwen3_jax.experts import parallel as module
 from qwen3_jax.experts.mixture import moe
 from qwen3_jax.experts.parallel import expert_parallel, round_rows
 from qwen3_jax.sharding import DEFAULT_RULES, make_mesh, named_sharding

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_jax.sharding import processes
+from qwen3_jax.sharding.launch import processes
 from qwen3_jax.train.data import BadRecord, Data, make_data, sample_texts
 from qwen3_jax.train.data.examples import Encoder
 from qwen3_jax.train.data.tables import label_of
