@@ -6,22 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 
-# Keys of published and transformers-5 files that describe something other than the architecture, or that a decoder of
-# this family does not use. They are accepted; every other unknown key is refused (nothing is silently ignored).
-_NOT_ARCHITECTURE = frozenset(
-    "architectures model_type transformers_version torch_dtype dtype use_cache initializer_range _name_or_path "
-    "attention_dropout output_router_logits router_aux_loss_coef bos_token_id eos_token_id pad_token_id "
-    "max_window_layers layer_types output_hidden_states output_attentions return_dict torchscript "
-    "chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type _attn_implementation "
-    "_experts_implementation head_type task_specific_params tie_encoder_decoder add_cross_attention is_decoder".split()
-)
+LARGEST = 2**31 - 1  # sizes and positions are int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class YarnConfig:
-    """YaRN (arXiv 2309.00071) as Hugging Face's `rope_scaling` spells it."""
+    """YaRN (arXiv 2309.00071) as Hugging Face's `rope_scaling` spells it.
+
+    Raises:
+      ValueError: a number outside of what the formulas take.
+    """
 
     factor: float
     original_max_position_embeddings: int
@@ -31,6 +27,21 @@ class YarnConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+
+    def __post_init__(self) -> None:
+        factor, original = self.factor, self.original_max_position_embeddings
+        if not factor >= 1:
+            raise ValueError(f"rope_scaling factor must be at least 1, got {factor}: correct config.json")
+        if not 1 <= factor * original <= LARGEST:
+            raise ValueError(
+                f"rope_scaling must give a context of at most {LARGEST} tokens, got {factor} * {original}: correct "
+                "config.json"
+            )
+        if not 1e-3 <= self.beta_slow <= self.beta_fast <= 1e6:
+            raise ValueError(
+                f"rope_scaling must have 0.001 <= beta_slow <= beta_fast <= 1e6, got {self.beta_slow} and "
+                f"{self.beta_fast}: correct config.json"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,8 @@ class ModelConfig:
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}: correct it in config.json")
+        if not self.rope_theta > 1:
+            raise ValueError(f"rope_theta must be above 1, got {self.rope_theta}: correct config.json")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads must be a multiple of num_key_value_heads, got {self.num_attention_heads} and "
@@ -101,6 +114,16 @@ class ModelConfig:
         )
 
     @property
+    def context_length(self) -> int:
+        """Positions the model can use: with YaRN also where `max_position_embeddings` is that of the model without.
+
+        In: max_position_embeddings 40960 and YaRN, factor 4, original 32768     Out: 131072
+        """
+        if self.yarn is None:
+            return self.max_position_embeddings
+        return max(self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_position_embeddings))
+
+    @property
     def segments(self) -> tuple[tuple[bool, int], ...]:
         """Runs of identical layers, in order: (sparse, number of layers). One run is one `scan`.
 
@@ -124,54 +147,15 @@ class ModelConfig:
     def from_hf(cls, hf: Mapping[str, Any]) -> "ModelConfig":
         """Reads the published spelling of `config.json` and transformers 5's.
 
+        A key that changes the network and that it does not have is refused; other unknown keys are one warning.
+
         Raises:
-          ValueError: another architecture, a missing or unknown key, an unsupported rope type or attention variant.
+          ValueError: another architecture or a variant of it, a missing or misspelled key, an unsupported rope type, a
+            value of the wrong type.
         """
-        hf = dict(hf)
-        model_type = hf.get("model_type")
-        if model_type not in _ARCHITECTURES:
-            raise ValueError(
-                f"model_type must be one of {sorted(_ARCHITECTURES)}, got {model_type!r}: this checkpoint is another "
-                "architecture, point at a Qwen3 one"
-            )
-        classes = hf.get("architectures") or _ARCHITECTURES.values()
-        if not set(classes) & set(_ARCHITECTURES.values()):
-            raise ValueError(
-                f"architectures must hold {_ARCHITECTURES[model_type]}, got {classes!r}: this checkpoint has another "
-                "head than a language model's"
-            )
-        _refuse_variants(hf)
-        values: dict[str, Any] = {"yarn": _read_rope(hf)}
-        values["rope_theta"] = hf.pop("rope_theta", cls.rope_theta)
-        if "num_local_experts" in hf:  # transformers 5's name
-            hf.setdefault("num_experts", hf.pop("num_local_experts"))
-        if model_type == "qwen3":
-            for key in ("num_experts", "moe_intermediate_size"):
-                if hf.pop(key, 0):
-                    raise ValueError(f"{key} must not be set when model_type is 'qwen3': use 'qwen3_moe' or remove it")
-        elif not hf.get("num_experts"):
-            raise ValueError("num_experts must be set when model_type is 'qwen3_moe': add it to config.json")
-        else:
-            # Hugging Face's class defaults, so that a file that leaves them out means here what it means there.
-            hf.setdefault("norm_topk_prob", False)
-        known = {field.name for field in dataclasses.fields(cls)} - {"yarn", "rope_theta"}
-        unknown = sorted(k for k in hf if k not in known and k not in _NOT_ARCHITECTURE)
-        if unknown:
-            raise ValueError(f"config.json has keys this model does not know: {', '.join(unknown)}: remove them")
-        for key in known & hf.keys():
-            if hf[key] is not None:
-                values[key] = hf[key]
-        values["mlp_only_layers"] = tuple(values.get("mlp_only_layers", ()))
-        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in values]
-        if missing:
-            raise ValueError(f"config.json must set {', '.join(missing)}: add what is missing")
-        for field in dataclasses.fields(cls):
-            if field.name in values:
-                _check_type(field.name, field.type, values[field.name])
-            if field.name in values and field.type is float:
-                values[field.name] = float(values[field.name])
-        return cls(**values)
+        from qwen3_jax.config_json import read_values  # which needs the classes above
+
+        return cls(**read_values(hf))
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ModelConfig":
@@ -187,7 +171,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The published spelling of `config.json`, which every release of transformers and every server reads."""
         out: dict[str, Any] = {
-            "architectures": [_ARCHITECTURES[self.model_type]],
+            "architectures": [ARCHITECTURES[self.model_type]],
             "attention_bias": False,
             "attention_dropout": 0.0,
             "hidden_act": "silu",
@@ -228,74 +212,3 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}: fetch the file again")
     return value
-
-
-def _refuse_variants(hf: dict[str, Any]) -> None:
-    """Options of the Hugging Face class that no Qwen3 release uses and this model does not have."""
-    for key, allowed in (
-        ("attention_bias", (False, None)),
-        ("use_sliding_window", (False, None)),
-        ("hidden_act", ("silu", None)),
-        ("sliding_window", (None,)),
-        ("dual_chunk_attention_config", (None,)),
-        ("quantization_config", (None,)),
-    ):
-        value = hf.pop(key, None)
-        if key == "sliding_window" and not isinstance(value, str):
-            continue  # published files carry a number here that `use_sliding_window: false` turns off
-        if value not in allowed:
-            raise ValueError(f"{key} must be {allowed[0]!r} for this model, got {value!r}: it is not supported")
-    layer_types = hf.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
-        raise ValueError(f"layer_types must all be 'full_attention', got {sorted(set(layer_types))}: not supported")
-
-
-def _read_rope(hf: dict[str, Any]) -> YarnConfig | None:
-    """Takes `rope_scaling` / `rope_parameters` out of `hf`, leaving `rope_theta` in it."""
-    scaling = hf.pop("rope_scaling", None)
-    parameters = hf.pop("rope_parameters", None)
-    merged = {**(parameters or {}), **(scaling or {})}
-    if merged.get("rope_theta") is not None:
-        hf["rope_theta"] = merged["rope_theta"]
-    merged.pop("rope_theta", None)
-    rope_type = merged.pop("rope_type", None) or merged.pop("type", None) or "default"
-    merged.pop("type", None)
-    if rope_type == "default":
-        if merged:
-            raise ValueError(f"rope_scaling of type 'default' must have no other keys, got {sorted(merged)}")
-        return None
-    if rope_type != "yarn":
-        raise ValueError(f"rope_type must be 'default' or 'yarn', got {rope_type!r}: it is not supported")
-    fields = {field.name for field in dataclasses.fields(YarnConfig)}
-    unknown = sorted(merged.keys() - fields)
-    if unknown:
-        raise ValueError(f"rope_scaling must have only YaRN's keys {sorted(fields)}, got also {unknown}: remove them")
-    original = merged.get("original_max_position_embeddings")
-    if not original:
-        # Hugging Face falls back on max_position_embeddings, 40960 for a model trained at 32768: a silent error.
-        raise ValueError(
-            "rope_scaling of type 'yarn' must set original_max_position_embeddings (32768 for the hybrid Qwen3 "
-            "releases): add it to config.json"
-        )
-    if merged.get("factor") is None:
-        merged["factor"] = hf.get("max_position_embeddings", ModelConfig.max_position_embeddings) / original
-    for field in dataclasses.fields(YarnConfig):
-        value = merged.get(field.name)
-        if value is None:
-            merged.pop(field.name, None)
-            continue
-        kind = {"truncate": bool, "original_max_position_embeddings": int}.get(field.name, float)
-        _check_type(f"rope_scaling.{field.name}", kind, value)
-        merged[field.name] = kind(value)
-    if not merged["factor"] >= 1:
-        raise ValueError(f"rope_scaling factor must be at least 1, got {merged['factor']}: correct config.json")
-    return YarnConfig(**merged)
-
-
-def _check_type(name: str, kind: Any, value: Any) -> None:
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"{name} must be an integer, got {value!r}: correct config.json")
-    if kind is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise ValueError(f"{name} must be a number, got {value!r}: correct config.json")
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}: correct config.json")

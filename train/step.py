@@ -59,6 +59,11 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
     if config.lora is not None and not config.init_from:
         raise ValueError("lora needs a base, got no init_from: add init_from=MODEL, or remove lora")
     architecture = ModelConfig.from_hf(config.model)
+    if config.data.length > architecture.context_length:
+        raise ValueError(
+            f"data.length must be at most the model's context of {architecture.context_length} tokens, got "
+            f"{config.data.length}: shorten it, or set model.max_position_embeddings or model.rope_scaling"
+        )
     if config.loss.balance_coefficient is not None and not any(sparse for sparse, _ in architecture.segments):
         raise ValueError(
             f"loss.balance_coefficient has an effect only on a model with experts, got "

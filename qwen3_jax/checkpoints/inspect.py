@@ -78,6 +78,7 @@ def inspect_config(config: ModelConfig) -> dict[str, Any]:
             "type": "yarn" if config.yarn else "default",
             "theta": config.rope_theta,
             "max_position_embeddings": config.max_position_embeddings,
+            "context_length": config.context_length,
             **({k: v for k, v in dataclasses.asdict(config.yarn).items() if v is not None} if config.yarn else {}),
         },
     }
@@ -167,13 +168,11 @@ def _odd_config(config: ModelConfig) -> list[str]:
     if compared and all(release.rope_theta != config.rope_theta for release in compared.values()):
         known = ", ".join(f"{name} has {release.rope_theta:,.0f}" for name, release in compared.items())
         odd.append(f"rope_theta is {config.rope_theta:,.0f}, but {known}")
-    if config.yarn:
-        reach = int(config.yarn.factor * config.yarn.original_max_position_embeddings)
-        if config.max_position_embeddings < reach:
-            odd.append(
-                f"max_position_embeddings is {config.max_position_embeddings}, below the {reach} positions that YaRN "
-                f"of factor {config.yarn.factor:g} gives: servers stop there"
-            )
+    if config.yarn and config.max_position_embeddings < config.context_length:
+        odd.append(
+            f"max_position_embeddings is {config.max_position_embeddings}, below the {config.context_length} positions "
+            f"that YaRN of factor {config.yarn.factor:g} gives: servers stop there"
+        )
     if config.num_experts and not config.norm_topk_prob:
         odd.append("norm_topk_prob is false: every published Qwen3 MoE has true (a default that was written out?)")
     return odd

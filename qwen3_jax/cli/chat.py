@@ -167,7 +167,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     from qwen3_jax.infer import stream
 
     messages = conversation.messages_with(text)
-    config = conversation.turn_config(messages, model.config.max_position_embeddings)
+    config = conversation.turn_config(messages, model.config.context_length)
     try:
         pieces = stream(model, params, conversation.tok, [messages], config)
     except ValueError as error:

@@ -97,7 +97,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
             "hbm_traffic_bytes_per_chip": analytic.hbm_traffic * devices,
         },
         "compile_seconds": round(outcome.seconds, 1),
-        "notes": notes(request.topology, request.mode, peak) if fits else notes(request.topology, request.mode),
+        "notes": _too_long(request) + notes(request.topology, request.mode, peak if fits else 0),
     }
     if not fits:
         plan["largest_buffers"] = _largest(outcome, memory, plan["estimate"]["parts"])
@@ -123,6 +123,13 @@ def notes(topology: Topology, mode: Mode, peak: int = 0) -> list[str]:
             f"XLA_PYTHON_CLIENT_MEM_FRACTION to {peak / topology.chip.hbm_bytes:.2f} or more"
         )
     return found
+
+
+def _too_long(request: Request) -> list[str]:
+    context = request.config.context_length
+    if request.sequence_length <= context:
+        return []
+    return [f"a sequence of {request.sequence_length} tokens exceeds the model's context of {context}"]
 
 
 def mesh_text(sizes: Mapping[str, int], rules: Mapping[str, Any] | None = None) -> str:

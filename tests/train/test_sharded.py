@@ -153,6 +153,16 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_numbers() -> None:
         make_model(config, config.mesh.build())
 
 
+def test_a_length_beyond_the_context_is_refused() -> None:
+    """The context is that of YaRN where there is one."""
+    config = settings("dense", {}, data={"rows": 8, "length": 4100})
+    with pytest.raises(ValueError, match=r"data.length must be at most the model's context of 4096 tokens, got 4100"):
+        make_model(config, None)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    model = make_model(dataclasses.replace(config, model={**config.model, "rope_scaling": yarn}), None)
+    assert model.config.context_length == 8192
+
+
 def test_a_mesh_section_is_read_and_checked() -> None:
     assert settings("dense", {"fsdp": -1}).mesh == mesh_config({"fsdp": -1})
     with pytest.raises(ValueError, match=r"mesh\.fdsp is not a key"):

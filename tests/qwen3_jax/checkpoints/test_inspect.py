@@ -95,6 +95,15 @@ def test_a_config_that_differs_from_its_release(name, changes, finding, tmp_path
     assert finding in odd
 
 
+def test_the_context_is_that_of_yarn(tmp_path):
+    config = load_model_config("qwen3-8b").to_hf()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    for changes, length in [({}, 40960), ({"rope_scaling": yarn}, 131072)]:
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        rope = inspect_checkpoint(tmp_path)["rope"]
+        assert (rope["max_position_embeddings"], rope["context_length"]) == (40960, length)
+
+
 def odd_of(directory, finding):
     found = [text for text in inspect_checkpoint(directory)["odd"] if finding in text]
     assert len(found) == 1

@@ -1,5 +1,6 @@
 """`qwen3-jax chat`: commands, history, Ctrl-C. What the model is asked is recorded by a stand-in for `infer.stream`."""
 
+import json
 import os
 import signal
 
@@ -29,7 +30,7 @@ def result(content, thinking=""):
 def chat(run, checkpoint, monkeypatch):
     """Runs a chat over the lines of stdin; returns what it wrote, and the (messages, config) of every turn."""
 
-    def call(*lines, argv=(), answer=None):
+    def call(*lines, argv=(), answer=None, model=checkpoint):
         turns = []
 
         def stream(model, params, tok, inputs, config):
@@ -42,7 +43,7 @@ def chat(run, checkpoint, monkeypatch):
             )
 
         monkeypatch.setattr(infer, "stream", stream)
-        ran = run("chat", "--model", checkpoint, *argv, stdin="".join(line + "\n" for line in lines))
+        ran = run("chat", "--model", model, *argv, stdin="".join(line + "\n" for line in lines))
         return ran, turns
 
     return call
@@ -111,6 +112,14 @@ def test_the_longest_answer_shrinks_with_what_the_context_has_left(chat):
     _, turns = chat("7 " * 100, "7 " * 100, argv=("--max-new-tokens", "300"))
     assert turns[0][1].max_new_tokens == 300
     assert 0 < turns[1][1].max_new_tokens < 100
+
+
+def test_the_context_of_a_chat_is_that_of_yarn(chat, broken):
+    config = json.loads((broken / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    (broken / "config.json").write_text(json.dumps(config | {"rope_scaling": yarn}))
+    _, turns = chat("7 " * 100, "7 " * 100, argv=("--max-new-tokens", "300"), model=broken)
+    assert [config.max_new_tokens for _, config in turns] == [300, 300]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_written(chat):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qwen3_jax.config import YarnConfig
 from qwen3_jax.plans.bounds import Bound, bound_of
 from qwen3_jax.plans.estimate import estimate
 from qwen3_jax.plans.flops import step_flops
@@ -165,6 +166,17 @@ def test_the_report_of_a_program(request_of_train):
     assert plan["notes"] == []
     assert 0 < plan["mfu_without_overlap"] < plan["mfu_bound"] <= 0.76  # at most 3 of 4 passes count
     json.dumps(plan)
+
+
+def test_a_sequence_beyond_the_context_is_noted(request_of_train):
+    def noted(request):
+        outcome = Outcome(True, 2**20, "", (), 1.0)
+        return describe(request, make_mesh(fsdp=8), outcome, {"parameters": 0, "optimizer": 0})["notes"]
+
+    long = dataclasses.replace(request_of_train, sequence_length=65536)
+    assert noted(long) == ["a sequence of 65536 tokens exceeds the model's context of 40960"]
+    yarn = YarnConfig(factor=4.0, original_max_position_embeddings=32768)
+    assert noted(dataclasses.replace(long, config=dataclasses.replace(long.config, yarn=yarn))) == []
 
 
 def test_a_program_that_does_not_fit_names_buffers_and_a_mesh(request_of_train):
