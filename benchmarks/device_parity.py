@@ -3,7 +3,8 @@
     python -m benchmarks.device_parity reference.npz     # the CPU's results (JAX_PLATFORMS=cpu)
 
 The same code runs in both places; what differs is what the project chooses there: cuDNN or splash attention, Triton or
-megablox products, XLA's own elsewhere. Errors are |difference| / |reference| over a whole array, or as LIMITS says.
+megablox products, XLA's own elsewhere. The CPU computes kernels in float32, from the values that the device has in
+bfloat16. Errors are |difference| / |reference| over a whole array, or as LIMITS says.
 """
 
 import argparse
@@ -60,6 +61,15 @@ def compute(tiny: bool) -> dict[str, Any]:
     return {name: value if isinstance(value, str) else np.asarray(value) for name, value in found.items()}
 
 
+def _kernel_input(values: Any, kind: str = "bfloat16") -> Any:
+    """Rounded to `kind`; on CPU, where the reference is computed, widened again."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.asarray(values, kind)
+    return x.astype(jnp.float32) if jax.default_backend() == "cpu" else x
+
+
 def _attention(found: dict[str, Any], tiny: bool) -> None:
     import jax
     import jax.numpy as jnp
@@ -70,7 +80,7 @@ def _attention(found: dict[str, Any], tiny: bool) -> None:
     for length, packed in ((64, False), (256, True), (131, False), (77, True)):
         rng = np.random.default_rng(length)
         shapes = [(2, length, count, width) for count in (heads, keys, keys, heads)]
-        q, k, v, cotangent = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes)
+        q, k, v, cotangent = (_kernel_input(rng.standard_normal(shape)) for shape in shapes)
         ids = np.minimum(np.arange(length) * 4 // length, 3)[None].repeat(2, 0).astype(np.int32)
         documents = jnp.asarray(ids) if packed else None
 
@@ -92,20 +102,20 @@ def _experts(found: dict[str, Any], tiny: bool) -> None:
     from qwen3_jax.experts.grouped import grouped_matmul
 
     groups, out, width = (4, 64, 64) if tiny else (64, 768, 1024)
-    for rows, kind in ((512, jnp.bfloat16), (37, jnp.bfloat16), (256, jnp.float32)):
+    for rows, kind in ((512, "bfloat16"), (37, "bfloat16"), (256, "float32")):
         rng = np.random.default_rng(rows)
-        x, cotangent = (jnp.asarray(rng.standard_normal((rows, size)), kind) for size in (width, out))
-        w = jnp.asarray(rng.standard_normal((groups, out, width)) / width**0.5, kind)
+        x, cotangent = (_kernel_input(rng.standard_normal((rows, size)), kind) for size in (width, out))
+        w = _kernel_input(rng.standard_normal((groups, out, width)) / width**0.5, kind)
         sizes = np.bincount(rng.integers(0, groups // 2, rows), minlength=groups)  # half have no row
 
         def product(x: Any, w: Any, sizes: Any = sizes) -> Any:
             return grouped_matmul(x, w, jnp.asarray(sizes, jnp.int32), choose_execution("grouped"))  # type: ignore[arg-type]
 
         y, back = jax.vjp(product, x, w)
-        label = "experts in float32" if kind == jnp.float32 else "experts"
+        label = "experts in float32" if kind == "float32" else "experts"
         found[f"{label}: {rows} rows of {groups}"] = y.astype(jnp.float32)
         gradients = [g.astype(jnp.float32).ravel() for g in back(cotangent)]
-        label = label if kind == jnp.float32 else "experts gradients"
+        label = label if kind == "float32" else "experts gradients"
         found[f"{label}: gradients, {rows} rows of {groups}"] = jnp.concatenate(gradients)
 
 

@@ -27,8 +27,9 @@ DTYPE_NAMES = ("bfloat16", "float32", "float16")
 
 
 def default_layout() -> Layout:
-    """Where separate layers decode faster than a scan over stacked ones: the one place that decides."""
-    return "unrolled" if jax.default_backend() == "cpu" else "stacked"
+    """Where separate layers decode faster than a scan over stacked ones: the one place that decides. XLA copies each
+    layer out of a stack on CPU and GPU (docs/results/device.md); on TPU it reads it in place."""
+    return "stacked" if jax.default_backend() == "tpu" else "unrolled"
 
 
 def from_pretrained(

@@ -30,7 +30,7 @@ from qwen3_jax.experts.grouped import Implementation, grouped_swiglu
 from qwen3_jax.experts.router import RouterReport, Routing, RowSums, expert_counts, route, row_sums
 from qwen3_jax.experts.sorting import permute, sort_assignments
 from qwen3_jax.parameters.specs import Params
-from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
+from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, dividing, logical_to_spec, mesh_size
 
 Form = Literal["dispatch", "gather"]
 
@@ -91,7 +91,7 @@ def expert_parallel(
     implementation = cast(Implementation, execution)
     up, down = ("expert", "expert_mlp", "expert_embed"), ("expert", "expert_embed", "expert_mlp")
     matrices = tuple(logical_to_spec(axes, rules) for axes in (up, up, down))
-    hidden = layout.inner if x.shape[-1] % _size(layout.inner) == 0 else ()
+    hidden = layout.inner if x.shape[-1] % mesh_size(layout.inner) == 0 else ()
     local = partial(_local, config=config, layout=layout, form=form, implementation=implementation, hidden=hidden)
     of_rows = None if counted is None else PartitionSpec(layout.x[0])
     mixed, logits, load, rows = jax.shard_map(
@@ -127,35 +127,23 @@ def round_rows(num_tokens: int, per_token: int, devices: int, local_experts: int
 
 
 def _layout(shape: tuple[int, ...], rules: Rules) -> Layout:
-    experts = tuple(axis for axis in axes_of("expert", rules) if _size((axis,)) > 1)
+    experts = tuple(axis for axis in axes_of("expert", rules) if mesh_size((axis,)) > 1)
     if len(experts) > 1:
         raise ValueError(f"the rule of 'expert' must name one mesh axis, got {experts}: change it")
     # One row, or one token of a decoding step, may be less than the devices there are: the others have it too.
     batch, sequence = (
-        _dividing(size, axes_of(name, rules)) for size, name in zip(shape, ("batch", "sequence"), strict=False)
+        dividing(size, axes_of(name, rules)) for size, name in zip(shape, ("batch", "sequence"), strict=False)
     )
     return Layout(
         tokens=batch + sequence,
         experts=experts[0] if experts else None,
-        devices=_size(experts),
-        inner=axes_of("expert_mlp", rules) if _size(axes_of("expert_mlp", rules)) > 1 else (),
-        waiting=axes_of("expert_embed", rules) if _size(axes_of("expert_embed", rules)) > 1 else (),
+        devices=mesh_size(experts),
+        inner=axes_of("expert_mlp", rules) if mesh_size(axes_of("expert_mlp", rules)) > 1 else (),
+        waiting=axes_of("expert_embed", rules) if mesh_size(axes_of("expert_embed", rules)) > 1 else (),
         everyone=tuple(current_mesh().axis_names),
-        num_tokens=shape[0] * shape[1] // _size(batch + sequence),
+        num_tokens=shape[0] * shape[1] // mesh_size(batch + sequence),
         x=PartitionSpec(batch or None, sequence or None, None),
     )
-
-
-def _dividing(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """The first of these mesh axes over which a dimension divides."""
-    count = len(axes)
-    while size % _size(axes[:count]):
-        count -= 1
-    return axes[:count]
-
-
-def _size(axes: tuple[str, ...]) -> int:
-    return math.prod(current_mesh().shape[axis] for axis in axes)
 
 
 def _local(

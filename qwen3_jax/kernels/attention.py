@@ -18,7 +18,7 @@ from qwen3_jax.kernels.cudnn import cudnn_attention
 from qwen3_jax.kernels.masks import causal_mask
 from qwen3_jax.kernels.splash import LANES, splash_attention
 from qwen3_jax.network.layer import attention
-from qwen3_jax.sharding import DEFAULT_RULES, Rules, target_platform
+from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, dividing, target_platform
 
 Implementation = Literal["xla", "splash", "cudnn"]
 ATTENTION_BACKENDS = ("auto", *get_args(Implementation))
@@ -38,7 +38,8 @@ def choose_attention(
       platform: of the devices, see `target_platform`.
 
     Raises:
-      ValueError: an unknown backend, or one that does not run on the platform.
+      ValueError: an unknown backend, or one that does not run on the platform. A kernel that does not take the
+        length gives way to "xla".
     """
     if backend not in ATTENTION_BACKENDS:
         known = ", ".join(ATTENTION_BACKENDS)
@@ -48,12 +49,18 @@ def choose_attention(
         if platform not in _RUNS_ON.get(backend, (platform,)):
             runs_on = " or ".join(_RUNS_ON[backend])
             raise ValueError(f"attention_backend={backend!r} runs on {runs_on}, got {platform}: use 'auto'")
-        return cast(Implementation, backend)
+        return cast(Implementation, backend) if _takes(backend, length) else "xla"
     if platform == "tpu" and length >= LANES and head_dim % 64 == 0:
         return "splash"
-    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128:
+    sixteen_bits = jnp.dtype(dtype).itemsize == 2
+    if platform == "gpu" and sixteen_bits and head_dim % 8 == 0 and head_dim <= 128 and _takes("cudnn", length):
         return "cudnn"
     return "xla"
+
+
+def _takes(backend: str, length: int) -> bool:
+    """Whether the kernel has a form for so many tokens: cuDNN's backward pass refuses odd lengths."""
+    return backend != "cudnn" or length % 2 == 0
 
 
 def self_attention(
@@ -77,6 +84,10 @@ def self_attention(
       ValueError: an unknown implementation, or one that does not run on the platform.
     """
     chosen = choose_attention(implementation, q.shape[1], q.shape[3], q.dtype)
+    axes = {
+        name: dividing(size, axes_of(name, rules)) for name, size in zip(("batch", "sequence"), q.shape, strict=False)
+    }
+    rules = rules.override(axes) if current_mesh() is not None else rules
     with jax.named_scope("attention"):
         if chosen == "splash":
             return splash_attention(q, k, v, segment_ids, rules, interpret=target_platform() == "cpu")
