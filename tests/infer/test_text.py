@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from qwen3_jax.infer.text_stop import StopMatcher
+from qwen3_jax.infer.text import StopMatcher
 
 
 def run(stop: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
