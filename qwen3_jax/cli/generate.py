@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     result = None
     for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
-            writer.push(piece.thinking, piece.content)
+            writer.push(piece)
         result = piece.result
     assert result is not None
     seconds = time.perf_counter() - began

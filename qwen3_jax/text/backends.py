@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from qwen3_jax.text.streaming import (
     WORD_MARK,
     HeldStream,
-    Piece,
+    TokenText,
     PieceStream,
     TextStream,
     Utf8Stream,
@@ -112,13 +112,13 @@ class TokenizersBackend:
             found = self._bytes[token] = b"" if text is None else byte_level_bytes(text)
         return found
 
-    def _piece(self, token: int) -> Piece | None:
+    def _piece(self, token: int) -> TokenText | None:
         text = self._tokenizer.id_to_token(token)
         if text is None:
             return None
         text = text.replace(WORD_MARK, " ")
         byte = _BYTE_PIECE.fullmatch(text)
-        return Piece(text, int(byte[1], 16)) if byte else Piece(text)
+        return TokenText(text, int(byte[1], 16)) if byte else TokenText(text)
 
 
 class SentencePieceBackend:
@@ -192,18 +192,18 @@ class SentencePieceBackend:
     def _plain(self, text: str, at_start: bool) -> list[int]:
         return (self._start if at_start else self._middle).encode(text) if text else []
 
-    def _piece(self, token: int, skip_special_tokens: bool) -> Piece:
+    def _piece(self, token: int, skip_special_tokens: bool) -> TokenText:
         if token in self._added_text:
             text, special = self._added_text[token]
-            return Piece("" if special and skip_special_tokens else text)
+            return TokenText("" if special and skip_special_tokens else text)
         if token >= self._model_size:
-            return Piece("")
+            return TokenText("")
         text = self._start.id_to_piece(token)
         if self._start.is_byte(token):
-            return Piece(text, int(text[1:-1], 16))
+            return TokenText(text, int(text[1:-1], 16))
         if self._start.is_unknown(token):
-            return Piece(self._unknown)
-        return Piece(text.replace(WORD_MARK, " "), opens_word=text.startswith(WORD_MARK))
+            return TokenText(self._unknown)
+        return TokenText(text.replace(WORD_MARK, " "), opens_word=text.startswith(WORD_MARK))
 
 
 _NOT_UNICODE = "text must be valid Unicode, got a lone surrogate (half of a UTF-16 pair): decode the input properly"

@@ -257,7 +257,7 @@ class _CallFinder:
         at = self._at or 0
         while self._call is None:
             rest = _INSIDE_STRING if self._quoted else _OUTSIDE_STRINGS if self._depth else _SPACE
-            at = self._at = _past(rest, text, at)
+            at = self._at = rest.match(text, at).end()  # type: ignore[union-attr]  # all of them match "" too
             if at == len(text) or (self._quoted and text[at] == "\\"):
                 return no_call if end else None
             character = text[at]
@@ -274,7 +274,7 @@ class _CallFinder:
                 self._call = _decode_call(text[start + len(CALL) : at])
                 if self._call is None:
                     return no_call
-        at = self._at = _past(_SPACE, text, at)
+        at = self._at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
         if text.startswith(END_CALL, at):
             return at + len(END_CALL)
         if END_CALL.startswith(text[at : at + len(END_CALL)]):
@@ -286,12 +286,6 @@ class _CallFinder:
 _SPACE = re.compile(r"\s*")
 _OUTSIDE_STRINGS = re.compile(r"[-+.\w\s:,]*")
 _INSIDE_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
-
-
-def _past(pattern: re.Pattern[str], text: str, start: int) -> int:
-    found = pattern.match(text, start)
-    assert found  # all of them match nothing as well
-    return found.end()
 
 
 def _decode_call(text: str) -> dict[str, Any] | None:

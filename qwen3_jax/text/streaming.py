@@ -71,7 +71,7 @@ class Utf8Stream:
         return self._decoder.decode(b"", final=True)
 
 
-class Piece(NamedTuple):
+class TokenText(NamedTuple):
     """What one token of a piece vocabulary contributes.
 
     Attributes:
@@ -86,7 +86,7 @@ class Piece(NamedTuple):
 
 
 class PieceStream:
-    """Piece vocabularies with byte fallback (sentencepiece, and its form in tokenizer.json).
+    """TokenText vocabularies with byte fallback (sentencepiece, and its form in tokenizer.json).
 
     Attributes:
       piece: the piece of a token id, None for a token that is left out before decoding (it ends no run of bytes).
@@ -99,7 +99,7 @@ class PieceStream:
 
     def __init__(
         self,
-        piece: Callable[[int], Piece | None],
+        piece: Callable[[int], TokenText | None],
         leading: Literal["keep", "first", "every", "space"],
         bytes_together: bool,
     ) -> None:

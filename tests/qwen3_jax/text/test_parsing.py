@@ -81,7 +81,7 @@ FRAGMENTS = [
 def test_pieces_join_to_the_whole_however_the_text_is_cut() -> None:
     rng = random.Random(0)
     texts = [text for text, _ in OUTPUTS] * 5 + [
-        "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 9))) for _ in range(3000)
+        "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 9))) for _ in range(1500)
     ]
     found = 0
     for text in texts:
@@ -109,7 +109,7 @@ def test_pieces_join_to_the_whole_however_the_text_is_cut() -> None:
             for kept in (whole.thinking, whole.content):
                 assert kept == kept.strip("\n")
             found += len(whole.tool_calls)
-    assert found > 1000
+    assert found > 500
 
 
 def test_only_what_may_become_a_call_is_held_back() -> None:
@@ -121,7 +121,7 @@ def test_only_what_may_become_a_call_is_held_back() -> None:
 
 
 def test_hostile_text_takes_no_quadratic_time() -> None:
-    for text in ("<tool_call>" * 200_000, '<tool_call>{"' * 200_000, "<tool_call>{" + '"a":[' * 200_000):
+    for text in ("<tool_call>" * 30_000, '<tool_call>{"' * 30_000, "<tool_call>{" + '"a":[' * 30_000):
         assert parse_tool_calls(text) == (text, [])
 
 
