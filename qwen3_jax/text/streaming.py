@@ -18,19 +18,6 @@ REPLACEMENT = "\ufffd"
 WORD_MARK = "\u2581"  # what sentencepiece writes for a space
 
 
-@runtime_checkable
-class TextStream(Protocol):
-    """Decodes one text, token by token."""
-
-    def push(self, token: int) -> str:
-        """Takes the next token id and returns the text that is now settled (possibly none)."""
-        ...
-
-    def finish(self) -> str:
-        """Returns the text still held; the stream is used up."""
-        ...
-
-
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
     """The printable stand-in of each byte in a byte-level BPE vocabulary: 256 characters to 256 bytes.
@@ -65,9 +52,11 @@ class Utf8Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
+        """Takes the next token id and returns the text that is now settled (possibly none)."""
         return self._decoder.decode(self.token_bytes(token))
 
     def finish(self) -> str:
+        """Returns the text still held; the stream is used up."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -86,7 +75,7 @@ class TokenText(NamedTuple):
 
 
 class PieceStream:
-    """TokenText vocabularies with byte fallback (sentencepiece, and its form in tokenizer.json).
+    """Vocabularies of pieces with byte fallback (sentencepiece, and its form in tokenizer.json).
 
     Attributes:
       piece: the piece of a token id, None for a token that is left out before decoding (it ends no run of bytes).
@@ -184,6 +173,9 @@ class HeldStream:
 
     def finish(self) -> str:
         return self._decode(self._tokens)
+
+
+TextStream = Utf8Stream | PieceStream | HeldStream
 
 
 @runtime_checkable
