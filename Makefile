@@ -4,6 +4,7 @@
 # make test-gpu-plan  programs compiled for GPUs that are not here; downloads XLA's CUDA compiler (220 MB) the first time
 # make stages         pretraining in three stages, in the small: a corpus, general, reasoning, long context; minutes
 # make soak           kills a training run ten times and looks whether anything is lost; SOAK_MINUTES=30 goes on so long
+# make device-check   parity and speed of the GPU or TPU of this machine, 8 minutes; writes docs/results/device.md
 # make check          what a commit must pass besides the tests: format, lint, types (`.ci/run` and pre-commit too)
 # Each makes .venv when it is missing, with the versions pinned in constraints.txt.
 
@@ -17,7 +18,7 @@ SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 RUN := $(VENV)/bin/python
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-tpu test-gpu-plan stages soak check format lint types fix clean
+.PHONY: demo test test-tpu test-gpu-plan stages soak device-check check format lint types fix clean
 
 demo: $(VENV)/.installed
 	@$(RUN) -m qwen3_jax.cli demo
@@ -40,6 +41,10 @@ stages: $(VENV)/.installed
 
 soak: $(VENV)/.installed-dev
 	@$(RUN) tests/soak/soak.py $(if $(SOAK_OUT),--out $(SOAK_OUT))
+
+# With the packages as they are found: on a machine with a GPU these are often not the pinned ones.
+device-check:
+	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m benchmarks.device $(if $(DEVICE_OUT),--out $(DEVICE_OUT))
 
 check: format lint types
 

@@ -1,4 +1,4 @@
-"""A training step of `transformers` on torch: AdamW (fused), gradients clipped, float32."""
+"""A training step of `transformers` on torch: AdamW (fused), gradients clipped, float32 or under autocast."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--dtype", default="float32", help="of the activations")
     parser.add_argument("--experts", default="", help="implementation of the experts; empty for a dense model")
     args = parser.parse_args()
 
@@ -26,15 +27,19 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     model_class: Any = transformers.AutoModelForCausalLM  # imports the model's code, lazily
     model = model_class.from_pretrained(args.checkpoint, dtype=torch.float32).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    context = torch.autocast(device, dtype=getattr(torch, args.dtype), enabled=args.dtype != "float32")
     if args.experts:
         model.set_experts_implementation(args.experts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.rows, args.length))
-    ids = torch.tensor(tokens)
+    ids = torch.tensor(tokens, device=device)
     seconds, busy, losses = [], [], []
     for _ in range(args.steps):
         began, worked = time.perf_counter(), time.process_time()
-        out = model(ids, labels=ids, **({"output_router_logits": True} if args.experts else {}))
+        with context:
+            out = model(ids, labels=ids, **({"output_router_logits": True} if args.experts else {}))
         optimizer.zero_grad()
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
