@@ -2,8 +2,8 @@
 
 from qwen3_jax.infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, TAG
 from qwen3_jax.infer.results import Result
-from qwen3_jax.text.parsing import AnswerParser, Block, ParsedOutput, join, partial_suffix
-from qwen3_jax.text.streaming import IncrementalDetokenizer
+from qwen3_jax.text.parsing import AnswerParser, Block, ParsedOutput, join
+from qwen3_jax.text.streaming import IncrementalDetokenizer, partial_suffix
 from qwen3_jax.text.tokenizer import Tokenizer
 
 _TEMPLATE_NEWLINES = 2  # written by the template after </think>

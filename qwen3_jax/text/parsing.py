@@ -1,17 +1,16 @@
 """Generated text to thinking, content and tool calls: one parser for whole texts and for answers as they are made."""
 
-import json
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
+
+from qwen3_jax.text.tool_calls import CallFinder, Item
 
 THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
 _TAGS = re.compile(f"({THINK}|{END_THINK})")
 
 # Where an answer begins: inside a think block that the prompt opened, after one, or where the model may open one.
 Block = Literal["open", "closed", "unknown"]
-_Item = tuple[str, dict[str, Any] | None]  # text as generated, and the call that it is, if it is one
 
 
 class ParsedOutput(NamedTuple):
@@ -52,8 +51,8 @@ class AnswerParser:
         self.block = block
         self._plain = plain
         self._unsure: list[str] = []
-        self._finder = _CallFinder()
-        self._draft: list[_Item] = []  # in a block: the first whole call and all after it
+        self._finder = CallFinder()
+        self._draft: list[Item] = []  # in a block: the first whole call and all after it
         self._thinking_trim, self._content_trim = _Trim(), _Trim(off=plain)
         self._parts: list[ParsedOutput] = []
 
@@ -100,7 +99,7 @@ class AnswerParser:
             self.text("".join(self._unsure))
             self._unsure.clear()
 
-    def _add(self, items: list[_Item]) -> None:
+    def _add(self, items: list[Item]) -> None:
         for text, call in items:
             if self.block == "open":
                 if call or self._draft:
@@ -168,15 +167,6 @@ def parse_tool_calls(content: str) -> tuple[str, list[dict[str, Any]]]:
     return join(parser.take())[1:]
 
 
-def partial_suffix(text: str, wanted: Iterable[str]) -> int:
-    """Where the longest end of `text` begins that is the beginning of a wanted string, but not all of it."""
-    reach = max(map(len, wanted := list(wanted)), default=1) - 1
-    for start in range(max(0, len(text) - reach), len(text)):
-        if any(string.startswith(text[start:]) for string in wanted):
-            return start
-    return len(text)
-
-
 class _Trim:
     """Text without the newlines at its ends, piece by piece."""
 
@@ -204,107 +194,3 @@ class _Trim:
         self._held = text[len(kept) :]
         self._empty = self._empty and not kept
         return kept
-
-
-class _CallFinder:
-    """Finds whole tool calls in text that arrives in pieces, and reads each character once."""
-
-    def __init__(self) -> None:
-        self._text = ""  # undecided: the start of a block, or of its tag
-        self._reset()
-
-    def _reset(self) -> None:
-        self._at: int | None = None  # how far the block is read; None outside
-        self._depth = 0  # open braces and brackets
-        self._quoted = False
-        self._call: dict[str, Any] | None = None  # of the JSON before _at
-
-    def take(self) -> str:
-        """The undecided text, which is part of no call."""
-        text, self._text = self._text, ""
-        self._reset()
-        return text
-
-    def push(self, text: str, end: bool = False) -> list[_Item]:
-        """Adds text; returns what is decided by now, all of it if this is the end."""
-        text = self._text + text
-        found: list[_Item] = []
-        done = start = position = 0
-        while True:
-            if self._at is None:
-                start = text.find(CALL, position)
-                if start < 0:
-                    start = len(text) if end else partial_suffix(text, [CALL])
-                    break
-                self._at = start + len(CALL)
-            stop = self._read_call(text, start, end)
-            if stop is None:
-                break
-            if self._call:
-                found += [(text[done:start], None), (text[start:stop], self._call)]
-                done = stop
-            position = stop
-            self._reset()
-        found.append((text[done:start], None))
-        self._text = text[start:]
-        if self._at is not None:
-            self._at -= start
-        return [item for item in found if item[0]]
-
-    def _read_call(self, text: str, start: int, end: bool) -> int | None:
-        """Reads on in the block at `start`; returns None while undecided, else where it ends and its call in _call."""
-        no_call = start + len(CALL)
-        at = self._at or 0
-        while self._call is None:
-            rest = _INSIDE_STRING if self._quoted else _OUTSIDE_STRINGS if self._depth else _SPACE
-            at = self._at = rest.match(text, at).end()  # type: ignore[union-attr]  # all of them match "" too
-            if at == len(text) or (self._quoted and text[at] == "\\"):
-                return no_call if end else None
-            character = text[at]
-            if character == '"' and self._depth:
-                self._quoted = not self._quoted
-            elif character == "{" or (character == "[" and self._depth):
-                self._depth += 1
-            elif character in "]}" and self._depth:
-                self._depth -= 1
-            else:
-                return no_call
-            at = self._at = at + 1
-            if not self._depth:
-                self._call = _decode_call(text[start + len(CALL) : at])
-                if self._call is None:
-                    return no_call
-        at = self._at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-        if text.startswith(END_CALL, at):
-            return at + len(END_CALL)
-        if END_CALL.startswith(text[at : at + len(END_CALL)]):
-            return len(text) if end else None
-        self._call = None
-        return no_call
-
-
-_SPACE = re.compile(r"\s*")
-_OUTSIDE_STRINGS = re.compile(r"[-+.\w\s:,]*")
-_INSIDE_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
-
-
-def _decode_call(text: str) -> dict[str, Any] | None:
-    """The call that a JSON text is, or None. Arguments may be an object, JSON text of one, or missing."""
-    try:
-        value = _JSON.decode(text)
-        name, arguments = value.get("name"), value.get("arguments")
-        if isinstance(arguments, str):
-            arguments = _JSON.decode(arguments) if arguments.strip() else None
-    except (ValueError, RecursionError):
-        return None
-    arguments = {} if arguments is None else arguments
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -209,3 +209,12 @@ class IncrementalDetokenizer:
         """Ends the text: returns what was held back (half a character as U+FFFD). The next push begins a new text."""
         rest, self._stream = self._stream.finish(), self._open()
         return rest
+
+
+def partial_suffix(text: str, wanted: Iterable[str]) -> int:
+    """Where the longest end of `text` begins that is the beginning of a wanted string, but not all of it."""
+    reach = max(map(len, wanted := list(wanted)), default=1) - 1
+    for start in range(max(0, len(text) - reach), len(text)):
+        if any(string.startswith(text[start:]) for string in wanted):
+            return start
+    return len(text)
