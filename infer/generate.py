@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from qwen3_jax.infer.automaton import DONE, UNLIMITED, Tokens, initial
+from qwen3_jax.infer.automaton import DONE, END, IN_CONTENT, IN_THINKING, NOTHING, UNLIMITED, Tokens, initial
 from qwen3_jax.infer.config import GenerationConfig
 from qwen3_jax.infer.decode import DecodeState, decode, finish_rows, first_token, prefill
-from qwen3_jax.infer.results import Piece, Result, RowText
+from qwen3_jax.infer.results import Piece, Result
 from qwen3_jax.infer.rows import Row, prepare
 from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.infer.text import RowText
 from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params, layout_of
@@ -87,10 +88,7 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row], mesh: Me
     logits, cache = _prefill_rows(model, params, filled, bucket, _pad_id(model, tok), mesh)
     state = DecodeState(cache=cache, **start)
     state, tokens, parts = first_token(state, logits, valid_vocab, model.placement)
-    texts = [
-        RowText(tok, tuple(row.config.stop or ()), chat=row.chat, open_block=row.open_block, budget=row.budget)
-        for row in rows
-    ]
+    texts = [RowText(tok, tuple(row.config.stop or ()), chat=row.chat, block=row.block) for row in rows]
     open_rows = set(range(len(rows)))
     used = bucket
     on_cpu = next(iter(state.token.devices())).platform == "cpu"
@@ -124,18 +122,27 @@ def _emit(
     row_state = {name: np.asarray(getattr(state.automaton, name)) for name in _REPORTED}
     for index in sorted(open_rows):
         text = texts[index]
-        thinking, content = text.push(tokens[index], parts[index])
+        for part in text.push(tokens[index], parts[index], _sampled(text, rows[index].budget, parts[index])):
+            yield Piece(index=index, **part._asdict())
         if row_state["phase"][index] != DONE and not text.stopped:
-            if thinking or content:
-                yield Piece(index=index, thinking=thinking, content=content)
             continue
         open_rows.discard(index)
-        more_thinking, more_content = text.flush()
+        for part in text.flush():
+            yield Piece(index=index, **part._asdict())
         result = text.result(
             hit_end=bool(row_state["hit_end"][index]),
             prompt_tokens=len(rows[index].tokens),
         )
-        yield Piece(index=index, thinking=thinking + more_thinking, content=content + more_content, result=result)
+        yield Piece(index=index, result=result)
+
+
+def _sampled(text: RowText, budget: int, parts: list[int]) -> list[bool]:
+    """Whether each token was sampled: in the block, what comes after `budget` sampled ones is fed."""
+    thought, sampled = text.thinking_tokens, []
+    for part in parts:
+        sampled.append(part in (IN_CONTENT, END, NOTHING) or thought < budget)
+        thought += sampled[-1] and part == IN_THINKING
+    return sampled
 
 
 def _fillers(rows: list[Row], ways: int) -> list[Row]:

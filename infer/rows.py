@@ -8,6 +8,7 @@ from typing import Any
 from qwen3_jax.infer.automaton import UNLIMITED
 from qwen3_jax.infer.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 from qwen3_jax.network.model import Qwen3
+from qwen3_jax.text.parsing import Block
 from qwen3_jax.text.tokenizer import Tokenizer
 
 
@@ -21,6 +22,7 @@ class Row:
       config: every sampling field filled.
       fold: folded into the seed's key when one config serves all inputs; None takes the seed as given.
       open_block: the prompt ends inside a think block.
+      expects_block: the prompt asks the model to think and leaves opening the block to it.
       budget: most tokens sampled inside the block; UNLIMITED for none.
       closing: tokens fed when the budget is reached.
       max_new_tokens: filled.
@@ -31,9 +33,15 @@ class Row:
     config: GenerationConfig
     fold: int | None
     open_block: bool
+    expects_block: bool
     budget: int
     closing: list[int]
     max_new_tokens: int
+
+    @property
+    def block(self) -> Block:
+        """Where the answer begins, for the parser of its text."""
+        return "open" if self.open_block else "unknown" if self.expects_block else "closed"
 
 
 def prepare(
@@ -146,6 +154,7 @@ def _prepare_row(
         config=config.resolve(model.generation, thinks),
         fold=fold,
         open_block=open_block,
+        expects_block=switchable and thinks,
         budget=budget,
         closing=closing,
         max_new_tokens=max_new,

@@ -176,14 +176,14 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     began = time.perf_counter()
     with _stoppable() as stop, contextlib.suppress(KeyboardInterrupt):
         for piece in patiently(pieces):
-            writer.push(piece.thinking, piece.content)
+            writer.push(piece)
             result = piece.result
             if stop.is_set():
                 break
     writer.close()
     if result is None:
         say("stopped; what was written stays in the conversation")
-        conversation.add_turn(messages, writer.thinking, writer.content, [])
+        conversation.add_turn(messages, writer.thinking, writer.content, writer.tool_calls)
         return
     writer.footer(result, time.perf_counter() - began)
     conversation.add_turn(messages, result.thinking, result.content, result.tool_calls)

@@ -132,7 +132,7 @@ class Demo:
         result = None
         for piece in infer.stream(*self._loaded, [[{"role": "user", "content": question}]], config):
             if writer:
-                writer.push(piece.thinking, piece.content)
+                writer.push(piece)
             result = piece.result
         if writer:
             writer.close()

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     result = None
     for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
-            writer.push(piece.thinking, piece.content)
+            writer.push(piece)
         result = piece.result
     assert result is not None
     seconds = time.perf_counter() - began
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         writer.footer(result, seconds)
     elif is_first():
         times = {"load_seconds": load_seconds, "seconds": seconds, "tokens_per_second": len(result.tokens) / seconds}
-        print_json(dataclasses.asdict(result) | {name: round(value, 3) for name, value in times.items()})
+        told = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
+        print_json(told | {name: round(value, 3) for name, value in times.items()})
     return 0
 
 

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
+from qwen3_jax.text.messages import one_line
 from qwen3_jax.text.streaming import (
     WORD_MARK,
     HeldStream,
-    Piece,
     PieceStream,
     TextStream,
+    TokenText,
     Utf8Stream,
     byte_level_bytes,
 )
@@ -24,35 +25,13 @@ class AddedToken(NamedTuple):
     rules: bool = False  # matched with lstrip, rstrip or single_word; only tokenizer.json itself can say so
 
 
-@runtime_checkable
-class Backend(Protocol):
-    """A vocabulary: what `Tokenizer` needs of the library under it.
+class TokenizersBackend:
+    """tokenizer.json, through Hugging Face's `tokenizers`.
 
     Attributes:
       vocab_size: one more than the largest id.
       named_tokens: the named tokens that the vocabulary itself declares ("eos_token": "</s>").
     """
-
-    vocab_size: int
-    named_tokens: Mapping[str, str]
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing added. Raises ValueError for text that is not Unicode (lone surrogates)."""
-        ...
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        """Text of `ids`; an id without a token contributes nothing."""
-        ...
-
-    def token_to_id(self, token: str) -> int | None: ...
-
-    def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """A stream whose pieces join to `decode` of all ids."""
-        ...
-
-
-class TokenizersBackend:
-    """tokenizer.json, through Hugging Face's `tokenizers`."""
 
     def __init__(self, data: bytes, added: Mapping[str, AddedToken]) -> None:
         """Reads the file's bytes; `added` are tokens that must exist, taken in where the file lacks them.
@@ -65,7 +44,7 @@ class TokenizersBackend:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:
-            raise ValueError(f"must be a tokenizer.json, got something else ({_one_line(error)})") from error
+            raise ValueError(f"must be a tokenizer.json, got something else ({one_line(error)})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         for text, token in sorted(added.items(), key=lambda item: item[1].id):
@@ -82,18 +61,21 @@ class TokenizersBackend:
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str) -> list[int]:
+        """Ids of `text`, nothing added. Raises ValueError for text that is not Unicode (lone surrogates)."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise ValueError(_NOT_UNICODE) from error
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """Text of `ids`; an id without a token contributes nothing."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
+        """A stream whose pieces join to `decode` of all ids."""
         hidden: frozenset[int] = self._special if skip_special_tokens else frozenset()
         if self._decoder == "bytes":
             return Utf8Stream(lambda token: b"" if token in hidden else self._token_bytes(token))
@@ -112,17 +94,17 @@ class TokenizersBackend:
             found = self._bytes[token] = b"" if text is None else byte_level_bytes(text)
         return found
 
-    def _piece(self, token: int) -> Piece | None:
+    def _piece(self, token: int) -> TokenText | None:
         text = self._tokenizer.id_to_token(token)
         if text is None:
             return None
         text = text.replace(WORD_MARK, " ")
         byte = _BYTE_PIECE.fullmatch(text)
-        return Piece(text, int(byte[1], 16)) if byte else Piece(text)
+        return TokenText(text, int(byte[1], 16)) if byte else TokenText(text)
 
 
 class SentencePieceBackend:
-    """A *.model file, through `sentencepiece`.
+    """A *.model file, through `sentencepiece`; the same interface as `TokenizersBackend`.
 
     The library knows nothing of tokens beside its model and never shows its control tokens. As in Hugging Face's slow
     tokenizers, added and control tokens are found in text first and the text between goes to the library; only the
@@ -141,7 +123,7 @@ class SentencePieceBackend:
             self._start = sentencepiece.SentencePieceProcessor(model_proto=data)
             self._middle = sentencepiece.SentencePieceProcessor(model_proto=data + _WITHOUT_DUMMY_SPACE)
         except Exception as error:
-            raise ValueError(f"must be a sentencepiece model, got something else ({_one_line(error)})") from error
+            raise ValueError(f"must be a sentencepiece model, got something else ({one_line(error)})") from error
         size = self._start.vocab_size()
         control = {self._start.id_to_piece(i): AddedToken(i, True) for i in range(size) if self._start.is_control(i)}
         for text, token in added.items():
@@ -192,19 +174,21 @@ class SentencePieceBackend:
     def _plain(self, text: str, at_start: bool) -> list[int]:
         return (self._start if at_start else self._middle).encode(text) if text else []
 
-    def _piece(self, token: int, skip_special_tokens: bool) -> Piece:
+    def _piece(self, token: int, skip_special_tokens: bool) -> TokenText:
         if token in self._added_text:
             text, special = self._added_text[token]
-            return Piece("" if special and skip_special_tokens else text)
+            return TokenText("" if special and skip_special_tokens else text)
         if token >= self._model_size:
-            return Piece("")
+            return TokenText("")
         text = self._start.id_to_piece(token)
         if self._start.is_byte(token):
-            return Piece(text, int(text[1:-1], 16))
+            return TokenText(text, int(text[1:-1], 16))
         if self._start.is_unknown(token):
-            return Piece(self._unknown)
-        return Piece(text.replace(WORD_MARK, " "), opens_word=text.startswith(WORD_MARK))
+            return TokenText(self._unknown)
+        return TokenText(text.replace(WORD_MARK, " "), opens_word=text.startswith(WORD_MARK))
 
+
+Backend = TokenizersBackend | SentencePieceBackend
 
 _NOT_UNICODE = "text must be valid Unicode, got a lone surrogate (half of a UTF-16 pair): decode the input properly"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -256,7 +240,3 @@ def _refuse_rules(text: str, token: AddedToken) -> None:
             f"must hold {text!r} itself, got it only as an added token with lstrip, rstrip or single_word, "
             "which is not supported"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

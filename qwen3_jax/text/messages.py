@@ -174,3 +174,8 @@ def _shown(value: object) -> str:
     """A value in an error message: short, on one line."""
     text = "nothing" if value is None else repr(value)
     return " ".join(text.split()) if len(text) <= 60 else f"{' '.join(text[:60].split())}... ({type(value).__name__})"
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, for an error message of ours."""
+    return " ".join(str(error).split())[:300]

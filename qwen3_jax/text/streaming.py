@@ -18,19 +18,6 @@ REPLACEMENT = "\ufffd"
 WORD_MARK = "\u2581"  # what sentencepiece writes for a space
 
 
-@runtime_checkable
-class TextStream(Protocol):
-    """Decodes one text, token by token."""
-
-    def push(self, token: int) -> str:
-        """Takes the next token id and returns the text that is now settled (possibly none)."""
-        ...
-
-    def finish(self) -> str:
-        """Returns the text still held; the stream is used up."""
-        ...
-
-
 @functools.cache
 def byte_alphabet() -> dict[str, int]:
     """The printable stand-in of each byte in a byte-level BPE vocabulary: 256 characters to 256 bytes.
@@ -65,13 +52,15 @@ class Utf8Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
+        """Takes the next token id and returns the text that is now settled (possibly none)."""
         return self._decoder.decode(self.token_bytes(token))
 
     def finish(self) -> str:
+        """Returns the text still held; the stream is used up."""
         return self._decoder.decode(b"", final=True)
 
 
-class Piece(NamedTuple):
+class TokenText(NamedTuple):
     """What one token of a piece vocabulary contributes.
 
     Attributes:
@@ -86,7 +75,7 @@ class Piece(NamedTuple):
 
 
 class PieceStream:
-    """Piece vocabularies with byte fallback (sentencepiece, and its form in tokenizer.json).
+    """Vocabularies of pieces with byte fallback (sentencepiece, and its form in tokenizer.json).
 
     Attributes:
       piece: the piece of a token id, None for a token that is left out before decoding (it ends no run of bytes).
@@ -99,7 +88,7 @@ class PieceStream:
 
     def __init__(
         self,
-        piece: Callable[[int], Piece | None],
+        piece: Callable[[int], TokenText | None],
         leading: Literal["keep", "first", "every", "space"],
         bytes_together: bool,
     ) -> None:
@@ -186,6 +175,9 @@ class HeldStream:
         return self._decode(self._tokens)
 
 
+TextStream = Utf8Stream | PieceStream | HeldStream
+
+
 @runtime_checkable
 class Streamable(Protocol):
     """What the detokenizer needs of a tokenizer."""
@@ -217,3 +209,12 @@ class IncrementalDetokenizer:
         """Ends the text: returns what was held back (half a character as U+FFFD). The next push begins a new text."""
         rest, self._stream = self._stream.finish(), self._open()
         return rest
+
+
+def partial_suffix(text: str, wanted: Iterable[str]) -> int:
+    """Where the longest end of `text` begins that is the beginning of a wanted string, but not all of it."""
+    reach = max(map(len, wanted := list(wanted)), default=1) - 1
+    for start in range(max(0, len(text) - reach), len(text)):
+        if any(string.startswith(text[start:]) for string in wanted):
+            return start
+    return len(text)

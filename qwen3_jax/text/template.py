@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qwen3_jax.text.messages import normalize_messages, normalize_tools
+from qwen3_jax.text.messages import normalize_messages, normalize_tools, one_line
 
 if TYPE_CHECKING:
     import jinja2
@@ -54,10 +54,10 @@ def render(
     try:
         return compiled.render(variables)
     except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses these messages: {_one_line(error)}") from error
+        raise ValueError(f"the chat template refuses these messages: {one_line(error)}") from error
     except Exception as error:  # a template can raise anything that Python can
         raise ValueError(
-            f"the chat template must render these messages, got {type(error).__name__} ({_one_line(error)}): "
+            f"the chat template must render these messages, got {type(error).__name__} ({one_line(error)}): "
             "check the messages against the template"
         ) from error
 
@@ -123,7 +123,7 @@ def _compile(source: str) -> "jinja2.Template":
     except Exception as error:  # jinja's own, and Python's of what jinja made of it (nesting too deep)
         line = getattr(error, "lineno", "?")
         raise ValueError(
-            f"a chat template must be valid jinja, got an error in line {line} ({_one_line(error)}): correct it"
+            f"a chat template must be valid jinja, got an error in line {line} ({one_line(error)}): correct it"
         ) from error
 
 
@@ -141,7 +141,3 @@ def _tojson(
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     """`dict` for templates, which do not get hold of the type."""
     return dict(*args, **kwargs)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

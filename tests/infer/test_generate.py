@@ -8,10 +8,8 @@ import pytest
 
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.infer import GenerationConfig, generate, stream
-from qwen3_jax.infer.automaton import IN_CONTENT, IN_THINKING, TAG
 from qwen3_jax.infer.decode import TRACES
 from qwen3_jax.infer.generate import prompt_bucket
-from qwen3_jax.infer.results import RowText
 from qwen3_jax.infer.rows import prepare
 from qwen3_jax.parameters.specs import restack
 from qwen3_jax.text.tokenizer import load_tokenizer
@@ -173,8 +171,8 @@ def test_pieces_join_to_the_result(dense):
         result = mine[-1].result
         assert all(piece.result is None for piece in mine[:-1])
         assert "".join(piece.thinking for piece in mine) == result.thinking
-        if not result.tool_calls:
-            assert "".join(piece.content for piece in mine) == result.content
+        assert "".join(piece.content for piece in mine) == result.content
+        assert [call for piece in mine for call in piece.tool_calls] == result.tool_calls
 
 
 def test_nothing_recompiles(dense):
@@ -346,17 +344,6 @@ def test_a_template_without_the_switch_is_said_and_keeps_its_own_mode(dense, tmp
     with pytest.warns(UserWarning, match="enable_thinking"):
         (row,) = prepare(ready.model, tok, [CHAT], GenerationConfig(enable_thinking=False, max_new_tokens=8), None)
     assert row.config.temperature == 0.6  # the sampling of the mode it is in
-
-
-def test_what_comes_after_a_stop_string_is_not_counted(dense):
-    """Devices run steps past the stop before the host sees it: a block opened there is no part of the answer."""
-    row = RowText(dense.tok, ("xx",), chat=False, open_block=True, budget=9)
-    think, close, (x,) = dense.tok.think_id, dense.tok.end_think_id, dense.tok.encode("x")
-    tokens = [x, x, close, x, x, think, x, x, x]
-    row.push(tokens, [IN_THINKING] * 2 + [TAG] + [IN_CONTENT] * 2 + [TAG] + [IN_THINKING] * 3)
-    result = row.result(hit_end=False, prompt_tokens=1)
-    assert result.tokens == tokens[:5]
-    assert (result.thinking_tokens, result.budget_exhausted, result.finish_reason) == (2, False, "stop")
 
 
 def test_a_config_of_another_type_is_refused(dense):

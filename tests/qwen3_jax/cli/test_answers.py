@@ -3,18 +3,20 @@
 import pytest
 
 from qwen3_jax.cli.answers import AnswerWriter
+from qwen3_jax.infer import Piece
 
 
 @pytest.fixture
 def write(monkeypatch, capsys):
-    """Writes (thinking, content) pieces; returns what came out."""
+    """Writes (thinking, content or tool call) pieces; returns what came out."""
 
     def call(*pieces, terminal, show_thinking=None):
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
         writer = AnswerWriter(show_thinking)
         for thinking, content in pieces:
-            writer.push(thinking, content)
+            calls = [content] if isinstance(content, dict) else []
+            writer.push(Piece(index=0, thinking=thinking, content="" if calls else content, tool_calls=calls))
         writer.close()
         return capsys.readouterr().out
 
@@ -40,7 +42,7 @@ def test_thinking_is_dimmed_on_a_terminal_and_left_out_of_a_pipe(write, terminal
 def test_every_piece_is_out_before_the_next_one_comes(capsys):
     writer = AnswerWriter()
     for text in ("One", " two", " three"):
-        writer.push("", text)
+        writer.push(Piece(index=0, content=text))
         assert capsys.readouterr().out == text
 
 
@@ -58,3 +60,10 @@ def test_markup_is_text(write):
     assert (
         write(("[bold]x[/]", "[red]:smile: 12.5"), terminal=True) == "\x1b[2m[bold]x[/]\x1b[0m\n\n[red]:smile: 12.5\n"
     )
+
+
+def test_tool_calls_are_written_as_the_model_wrote_them(write):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+    text = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
+    assert write(("", call), terminal=False) == text + "\n"
+    assert write(("", "a"), ("", call), ("", call), ("", "\nb"), terminal=False) == f"a\n{text}\n{text}\nb\n"

@@ -141,3 +141,11 @@ def random_conversation(random: np.random.Generator) -> tuple[list[Message], lis
     if random.random() < 0.5:
         return messages, None
     return messages, [{"type": "function", "function": {"name": text() or "f", "parameters": value()}}, BARE]
+
+
+def call(name: str, arguments: dict) -> dict:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def block(name: str, arguments: object) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
