@@ -131,7 +131,7 @@ def write(report: dict[str, Any], out: Path) -> None:
     lines += [f"Not installed: {', '.join(missing)}."] if missing else []
     lines += [
         report["made"],
-        f"It took {report.get('seconds', 0)} s. Times are medians (the best of many for the ceilings). *Of the bound* and",
+        f"It took {report.get('seconds', 0)} s. Times are medians (ceilings: the best of many). *Of the bound* and",
         "MFU compare with the measured ceilings: bytes that must be read over the copy's bandwidth, FLOPs over the",
         "product's rate.",
     ]
