@@ -2,12 +2,16 @@
 """Qwen3, dense and mixture-of-experts, in JAX and Flax: the model, its checkpoints, its tokenizer and templates.
 
 `qwen3_jax.infer`, `qwen3_jax.train` and `qwen3_jax.sharding` are packages of their own; in a checkout they lie beside
-this one and are reached through links. Names are imported when they are first used, so that `qwen3-jax --help` does not
-load jax.
+this one and are reached through symbolic links. Names are imported when they are first used, so that
+`qwen3-jax --help` does not load jax.
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not Path(__file__).with_name("train").is_dir():  # a checkout on a file system without symbolic links
+    __path__.append(str(Path(__file__).resolve().parents[1]))
 
 if TYPE_CHECKING:
     from qwen3_jax.checkpoints.adapters import load_adapters, merge_adapters, save_adapters

@@ -6,8 +6,9 @@ _HERE = Path(__file__).resolve().parent
 
 
 def configs_path() -> Path:
-    """The directory of the YAML files: `configs/` of the checkout (through a link) or of the installed package."""
-    return _HERE / "configs"
+    """The directory of the YAML files: `configs/` of the checkout or of the installed package."""
+    linked = _HERE / "configs"
+    return linked if linked.is_dir() else _HERE.parent / "configs"  # a checkout without symbolic links
 
 
 def pocket_path() -> Path:
