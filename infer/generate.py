@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from qwen3_jax.infer.automaton import DONE, END, IN_CONTENT, IN_THINKING, NOTHING, UNLIMITED, Tokens, initial
+from qwen3_jax.infer.automaton import END, IN_CONTENT, IN_THINKING, NOTHING, UNLIMITED, Tokens, initial
 from qwen3_jax.infer.config import GenerationConfig
 from qwen3_jax.infer.decode import DecodeState, decode, finish_rows, first_token, prefill
 from qwen3_jax.infer.results import Piece, Result
@@ -30,7 +30,7 @@ _PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
 _CACHE_QUANTUM = 256  # cache capacities are multiples of this
 _HEADROOM = 128  # slots for new tokens that a new cache has at least
 _CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
-_REPORTED = ("phase", "hit_end")
+STEPS = 32  # tokens of one call of `decode` on accelerators
 
 
 def generate(
@@ -90,50 +90,57 @@ def _run(model: Qwen3, params: Params, tok: Tokenizer, rows: list[Row], mesh: Me
     state, tokens, parts = first_token(state, logits, valid_vocab, model.placement)
     texts = [RowText(tok, tuple(row.config.stop or ()), chat=row.chat, block=row.block) for row in rows]
     open_rows = set(range(len(rows)))
-    used = bucket
-    on_cpu = next(iter(state.token.devices())).platform == "cpu"
-    calls, steps = (8, 1) if on_cpu else (1, 32)
+    calls, steps, ahead = _rhythm(next(iter(state.token.devices())).platform)
+    used, most = bucket, round_up(bucket + max(row.max_new_tokens for row in rows), _CACHE_QUANTUM)
+
+    def dispatch() -> list[tuple[Array, Array]]:
+        """The next calls, which do not wait for one another. The cache grows as needed, never past `most`."""
+        nonlocal state, used
+        used += calls * steps
+        if used > state.cache.capacity < most:
+            grown = grow_cache(state.cache, min(round_up(2 * state.cache.capacity, _CACHE_QUANTUM), most))
+            state = dataclasses.replace(state, cache=grown)
+        made = []
+        for _ in range(calls):
+            state, tokens, parts = decode(model, params, state, valid_vocab, steps)
+            made.append((tokens, parts))
+        return made
+
     made = [(tokens, parts)]
     while True:
-        yield from _emit(made, texts, open_rows, state, rows)
+        following = dispatch() if ahead else None
+        yield from _emit(made, texts, open_rows, rows)
         if not open_rows:
             return
         stopped = np.array([text.stopped for text in texts] + [False] * (len(filled) - len(rows)))
         if stopped.any():
             state = finish_rows(state, replicate(stopped, mesh))
-        needed = used + calls * steps
-        if needed > state.cache.capacity:
-            capacity = round_up(2 * state.cache.capacity, _CACHE_QUANTUM)
-            grown = grow_cache(state.cache, capacity)
-            state = dataclasses.replace(state, cache=grown)
-        made = []
-        for _ in range(calls):  # dispatched without waiting for one another
-            state, tokens, parts = decode(model, params, state, valid_vocab, steps)
-            made.append((tokens, parts))
-        used = needed
+        made = following or dispatch()
+
+
+def _rhythm(platform: str) -> tuple[int, int, bool]:
+    """Calls dispatched together, steps of a call, and whether the next call is dispatched before the last one's tokens
+    are read: an accelerator does not wait for text. A CPU makes the text itself, and would run steps in vain."""
+    return (8, 1, False) if platform == "cpu" else (1, STEPS, True)
 
 
 def _emit(
-    made: list[tuple[Array, Array]], texts: list[RowText], open_rows: set[int], state: DecodeState, rows: list[Row]
+    made: list[tuple[Array, Array]], texts: list[RowText], open_rows: set[int], rows: list[Row]
 ) -> Iterator[Piece]:
     """Text of the new tokens, row by row, and the result of every row that has ended."""
     tokens = np.concatenate([np.asarray(t) for t, _ in made]).T.tolist()
     parts = np.concatenate([np.asarray(p) for _, p in made]).T.tolist()
-    row_state = {name: np.asarray(getattr(state.automaton, name)) for name in _REPORTED}
     for index in sorted(open_rows):
         text = texts[index]
         for part in text.push(tokens[index], parts[index], _sampled(text, rows[index].budget, parts[index])):
             yield Piece(index=index, **part._asdict())
-        if row_state["phase"][index] != DONE and not text.stopped:
+        hit_end = END in parts[index]
+        if not (hit_end or text.stopped or text.num_tokens >= rows[index].max_new_tokens):
             continue
         open_rows.discard(index)
         for part in text.flush():
             yield Piece(index=index, **part._asdict())
-        result = text.result(
-            hit_end=bool(row_state["hit_end"][index]),
-            prompt_tokens=len(rows[index].tokens),
-        )
-        yield Piece(index=index, result=result)
+        yield Piece(index=index, result=text.result(hit_end=hit_end, prompt_tokens=len(rows[index].tokens)))
 
 
 def _sampled(text: RowText, budget: int, parts: list[int]) -> list[bool]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.infer.automaton import Tokens, initial
 from qwen3_jax.infer.decode import DecodeState, decode, prefill
-from qwen3_jax.infer.generate import prompt_bucket
+from qwen3_jax.infer.generate import STEPS, prompt_bucket
 from qwen3_jax.infer.sampling import SamplingParams
 from qwen3_jax.network.cache import abstract_cache
 from qwen3_jax.network.model import Qwen3
@@ -19,7 +19,6 @@ from qwen3_jax.parameters.specs import Params, ParamSpec, spec_tree
 from qwen3_jax.sharding import Rules, axes_of, named_sharding
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome, abstract, compile_ahead, local_bytes
 
-_STEPS = 32  # tokens of one call of `decode` on TPU
 _CLOSING = 32  # tokens of the stop-thinking text, padded
 
 
@@ -62,7 +61,7 @@ def plan_decode(
     model, params = abstract_model(config, mesh, rules, batch_size)
     state = abstract_decode_state(model, mesh, batch_size, sequence_length)
     with jax.set_mesh(mesh):
-        outcome = compile_ahead(decode, model, params, state, valid_vocab=config.vocab_size, num_steps=_STEPS)
+        outcome = compile_ahead(decode, model, params, state, valid_vocab=config.vocab_size, num_steps=STEPS)
     return outcome, {"parameters": local_bytes(params), "cache": local_bytes(state.cache)}
 
 

@@ -120,7 +120,7 @@ def _prepare_row(
     _warn_without_effect(tok, config, chat, tools, where, switchable=switchable, thinks=thinks)
     budget = UNLIMITED if config.thinking_budget is None else config.thinking_budget
     closing = _closing_tokens(tok, config, open_block)
-    context = model.config.max_position_embeddings
+    context = model.config.context_length
     room = context - len(tokens)
     if room < 1:
         raise ValueError(
@@ -136,17 +136,19 @@ def _prepare_row(
             f"set max_new_tokens to at most {room}"
         )
     needs_closing = budget != UNLIMITED and (open_block or thinks) and tok.end_think_id is not None
-    if needs_closing and budget + len(closing) + 1 > room:
+    # Where the prompt does not open the block, the model spends a token on it. One token of content must be left.
+    least = budget + len(closing) + (1 if open_block else 2)
+    if needs_closing and least > room:
         raise ValueError(
             f"{where}thinking_budget must leave room for an answer in the context of {context}, got {budget} after a "
             f"prompt of {len(tokens)} and before a stop-thinking text of {len(closing)} tokens: set it to at most "
-            f"{max(room - len(closing) - 1, 0)}"
+            f"{max(room - (least - budget), 0)}"
         )
-    if needs_closing and budget + len(closing) + 1 > max_new:
+    if needs_closing and least > max_new:
         raise ValueError(
             f"{where}max_new_tokens must leave room for an answer after the thinking budget, got {max_new} for a "
             f"budget of {budget} and a stop-thinking text of {len(closing)} tokens: set max_new_tokens to at least "
-            f"{budget + len(closing) + 1}"
+            f"{least}"
         )
     return Row(
         tokens=tokens,

@@ -55,9 +55,10 @@ class SamplingParams:
 
 
 def process_logits(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], params: SamplingParams
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], params: SamplingParams, valid_vocab: int
 ) -> Float[Array, "B V"]:
-    """The logits whose softmax is sampled: presence penalty, temperature, top-k, top-p, min-p; `-inf` where removed.
+    """The logits whose softmax is sampled: presence penalty, temperature, top-k, top-p, min-p; `-inf` where removed,
+    and from `valid_vocab` on, where the vocabulary is padding.
 
     `seen` marks the tokens that the row has generated so far. A greedy row keeps its one token. This function sorts:
     it is the definition, and what log-probabilities are made of; `sample` is the fast way to a token.
@@ -65,7 +66,7 @@ def process_logits(
     Sources: transformers 5.23, generation/logits_process.py; the presence penalty is that of OpenAI's API and of vLLM,
     subtracted once from every token already generated, however often.
     """
-    scaled = _scale(logits, seen, params)
+    scaled = _scale(_only_valid(logits, valid_vocab), seen, params)
     values, tokens = best_logits(scaled, logits.shape[1])
     rows = jnp.arange(logits.shape[0])[:, None]
     kept = jnp.zeros(logits.shape, bool).at[rows, tokens].set(_cut(values, scaled, params).kept)
@@ -86,9 +87,7 @@ def sample(
     largest logit after the presence penalty, the first one among equals. No row depends on another one.
     """
     vocab = logits.shape[1]
-    if valid_vocab < vocab:
-        logits = jnp.where(jnp.arange(vocab)[None, :] < valid_vocab, logits, -jnp.inf)
-    scaled = _scale(logits, seen, params)
+    scaled = _scale(_only_valid(logits, valid_vocab), seen, params)
     largest = first_largest(scaled)
     sizes = [size for size in TIERS if size * TIER_GAIN < vocab] + [vocab]
 
@@ -183,6 +182,13 @@ def _cut(values: Float[Array, "B C"], x: Float[Array, "B V"], params: SamplingPa
     nothing_cut = (params.top_p >= 1.0) & (params.min_p <= 0.0)
     known = limited | (~top_k & (nothing_cut | ~kept[:, -1])) | (size == vocab)
     return _Cut(kept, sums, behind, known)
+
+
+def _only_valid(logits: Array, valid_vocab: int) -> Array:
+    """`-inf` for the ids that are padding of the vocabulary."""
+    if valid_vocab >= logits.shape[1]:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[1])[None, :] < valid_vocab, logits, -jnp.inf)
 
 
 def _scale(logits: Array, seen: Array, params: SamplingParams) -> Array:

@@ -62,6 +62,10 @@ class RowText:
         self._parser.finish()
         return self._take()
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self._tokens)
+
     def result(self, *, hit_end: bool, prompt_tokens: int) -> Result:
         whole = join(self._parts)
         log_probs, sampling_log_probs = self._log_probs

@@ -1,16 +1,19 @@
 """Generation end to end on tiny random models: budgets, modes, batches, streaming, and what is refused."""
 
 import dataclasses
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.infer import GenerationConfig, generate, stream
 from qwen3_jax.infer.decode import TRACES
 from qwen3_jax.infer.generate import prompt_bucket
 from qwen3_jax.infer.rows import prepare
+from qwen3_jax.network.cache import grow_cache
 from qwen3_jax.parameters.specs import restack
 from qwen3_jax.text.tokenizer import load_tokenizer
 from tests.tiny import write_tokenizer
@@ -201,6 +204,41 @@ def test_a_cache_that_grows_changes_nothing(dense):
     assert result.tokens == greedy_without_cache(dense, "What is", 300)
 
 
+def test_the_cache_grows_to_what_is_needed_and_no_further(dense, monkeypatch):
+    """A prompt of up to 16 tokens and 250 new ones take 266 slots, in steps of 8."""
+    module, grown = sys.modules["qwen3_jax.infer.generate"], []
+    monkeypatch.setattr(module, "_CACHE_QUANTUM", 8)
+    monkeypatch.setattr(module, "grow_cache", lambda cache, slots: grown.append(slots) or grow_cache(cache, slots))
+    (result,) = generate(*dense, ["What is"], dataclasses.replace(GREEDY, max_new_tokens=250))
+    assert grown == [272]  # from 144; doubled it would be 288
+    assert len(result.tokens) == 250 or result.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("prompt", ["What is", OPEN], ids=["raw", "chat"])
+def test_an_accelerator_gets_its_next_call_before_the_last_one_is_read(dense, prompt, monkeypatch):
+    module, events = sys.modules["qwen3_jax.infer.generate"], []
+    decode, emit, config = module.decode, module._emit, dataclasses.replace(GREEDY, max_new_tokens=20)
+    expected = generate(*dense, [prompt, "hello"], config)
+    assert module._rhythm("gpu") == (1, 32, True)
+    monkeypatch.setattr(module, "_rhythm", lambda _: (1, 4, True))
+    monkeypatch.setattr(module, "decode", lambda *x: events.append("dispatch") or decode(*x))
+    monkeypatch.setattr(module, "_emit", lambda *x: events.append("read") or emit(*x))
+    assert generate(*dense, [prompt, "hello"], config) == expected
+    assert events[:4] == ["dispatch", "read", "dispatch", "read"]
+
+
+def test_a_yarn_model_takes_what_its_factor_allows(dense):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    values = {**dense.model.config.to_hf(), "max_position_embeddings": 80}
+    values.pop("rope_parameters", None)
+    config = ModelConfig.from_hf({**values, "rope_scaling": yarn})
+    model = dense.model.clone(config=config)
+    (result,) = generate(model, dense.params, dense.tok, ["hi " * 50], dataclasses.replace(GREEDY, max_new_tokens=100))
+    assert len(result.tokens) == 100 or result.finish_reason == "stop"
+    with pytest.raises(ValueError, match="must fit the context of 256"):
+        generate(model, dense.params, dense.tok, ["hi"], dataclasses.replace(GREEDY, max_new_tokens=260))
+
+
 def test_a_prompt_longer_than_a_chunk(dense):
     prompt = "What is the answer? " * 130
     assert len(dense.tok.encode(prompt)) > 512
@@ -268,6 +306,16 @@ def test_max_new_tokens_grows_with_the_budget(dense):
     assert longest(thinking_budget=1000) == 32768 + 1000 + len(dense.tok.encode(GenerationConfig().stop_text))
     (row,) = prepare(dense.model, dense.tok, [CHAT], GenerationConfig(), None)
     assert row.max_new_tokens == 4096 - len(row.tokens)
+
+
+def test_a_budget_counts_the_tag_that_opens_the_block(dense):
+    """Of the template's two modes the thinking one leaves `<think>` to the model; one token of content must be left."""
+    closing = len(dense.tok.encode(GenerationConfig().stop_text))
+    for prompt, least in ((CHAT, 8 + closing + 2), (OPEN, 8 + closing + 1)):
+        config = GenerationConfig(thinking_budget=8, max_new_tokens=least)
+        assert prepare(dense.model, dense.tok, [prompt], config, None)[0].max_new_tokens == least
+        with pytest.raises(ValueError, match=f"set max_new_tokens to at least {least}"):
+            prepare(dense.model, dense.tok, [prompt], dataclasses.replace(config, max_new_tokens=least - 1), None)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,22 @@ def keys_of(batch: int, seed: int = 0) -> jax.Array:
 
 
 draw = jax.jit(sample, static_argnames="valid_vocab")
-process = jax.jit(process_logits)
+_process = jax.jit(process_logits, static_argnames="valid_vocab")
+
+
+def process(logits: jax.Array, seen: jax.Array, params: SamplingParams, valid_vocab: int | None = None) -> jax.Array:
+    return _process(logits, seen, params, valid_vocab=logits.shape[1] if valid_vocab is None else valid_vocab)
+
+
+def test_processed_logits_leave_out_what_is_padding_of_the_vocabulary():
+    """A padding row of the embedding that has the largest logit is never drawn, so it must not count in log-probs."""
+    logits = jnp.asarray([[1.0, 2.0, 0.0, 50.0]] * 2)
+    params = rows_of({}, {"temperature": 0.0})
+    kept = process(logits, none_seen(logits), params, valid_vocab=3)
+    expected = np.log(np.exp([1.0, 2.0, 0.0]) / np.exp([1.0, 2.0, 0.0]).sum())
+    np.testing.assert_allclose(jax.nn.log_softmax(kept)[0, :3], expected, rtol=1e-6)
+    assert kept[0, 3] == -jnp.inf
+    assert np.isfinite(kept[1]).tolist() == [False, True, False, False]
 
 
 def vectors(count: int, vocab: int, seed: int) -> np.ndarray:
