@@ -6,18 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen3_jax.generation_defaults import GenerationDefaults
-
-# The documentation's string (QwenLM/Qwen3, quickstart): 24 tokens of the official vocabulary.
-STOP_THINKING_TEXT = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
-    "\n</think>\n\n"
-)
-# As printed in the technical report (arXiv 2505.09388, section 4.3), stray full stop included.
-PAPER_STOP_THINKING_TEXT = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
-    "\n</think>.\n\n"
-)
-_NAMED_STOP_TEXTS = {"documentation": STOP_THINKING_TEXT, "paper": PAPER_STOP_THINKING_TEXT}
+from qwen3_jax.infer.stop_thinking_text import NAMED_STOP_TEXTS
 
 # Longest answer when nobody says: the recommended output length of the model cards. A budget comes on top of it.
 DEFAULT_MAX_NEW_TOKENS = 32768
@@ -99,7 +88,7 @@ class GenerationConfig:
     @property
     def stop_text(self) -> str:
         """The text fed at the budget; it always closes the block."""
-        text = _NAMED_STOP_TEXTS.get(self.stop_thinking_text, self.stop_thinking_text)
+        text = NAMED_STOP_TEXTS.get(self.stop_thinking_text, self.stop_thinking_text)
         return text if "</think>" in text else text.rstrip("\n") + "\n</think>\n\n"
 
     def resolve(self, defaults: GenerationDefaults, thinks: bool) -> "GenerationConfig":

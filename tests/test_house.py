@@ -58,6 +58,48 @@ def test_imports_point_one_way_and_nothing_imports_the_command_line(path):
         assert not [name for name in imports_of(path) if name.startswith("qwen3_jax.cli")]
 
 
+# Rooms of `qwen3_jax`, from the ground up: a room imports itself and those below it, and no neighbor of its own floor.
+FLOORS = [
+    ["config", "config_json", "releases", "paths", "generation_defaults", "compile_cache", "text"],
+    ["parameters", "kernels"],
+    ["experts"],
+    ["network"],
+    ["checkpoints", "plans"],
+    ["cli"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_no_arrow_runs_up_between_the_rooms():
+    up = []
+    for path in (path for path in MODULES if path.is_relative_to(REPO / "qwen3_jax")):
+        room = path.relative_to(REPO / "qwen3_jax").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for name in imports_of(path):
+            target = name.split(".")[1] if name.startswith("qwen3_jax.") else None
+            known = target is not None and FLOOR.get(target) is not None
+            beside = known and FLOOR[target] == FLOOR[room] > 0 and target != room
+            if known and (FLOOR[target] > FLOOR[room] or beside):
+                up.append(f"{name_of(path)} imports {name}")
+    assert up == []
+
+
+def test_the_tree_names_its_concepts():
+    """Where a reader who has only seen the listing looks for each of these."""
+    for name in (
+        "qwen3_jax/network/qk_norm.py",
+        "qwen3_jax/network/yarn.py",
+        "qwen3_jax/kernels/cache_write.py",
+        "qwen3_jax/experts/router.py",
+        "infer/stop_thinking_text.py",
+        "train/data/chat_loss_mask.py",
+        "train/checkpoints.py",
+        "sharding/rules.py",
+    ):
+        assert (REPO / name).is_file(), name
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_private_or_deprecated_of_jax_is_used(path):
     deprecated = ("jax.experimental.pjit", "jax.experimental.shard_map", "jax.experimental.maps", "jax.interpreters")

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen3_jax.kernels.cpu.recompute import recomputed, zero_after
 from qwen3_jax.kernels.linear import linear
 from qwen3_jax.kernels.megablox import megablox
 from qwen3_jax.kernels.tiles import tile_table
 from qwen3_jax.kernels.triton import triton_grouped
-from qwen3_jax.network.remat import recomputed, zero_after
 from qwen3_jax.sharding import target_platform
 
 Implementation = Literal["tiles", "ragged_dot", "megablox", "triton"]

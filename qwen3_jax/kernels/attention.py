@@ -1,6 +1,6 @@
 """Causal attention of whole sequences, without a cache: training, scoring, distillation.
 
-  xla     scores of every query with every key, masked: what `qwen3_jax.network.layer.attention` computes. Everywhere.
+  xla     scores of every query with every key, masked: what `kernels/reference.py` computes. Runs everywhere.
   splash  TPU: a Pallas kernel that holds a block of scores at a time and skips the blocks above the diagonal.
   cudnn   GPU: cuDNN's fused attention, in 16 bits. It knows causality but not documents: with `segment_ids` it is
           given a boolean mask [B, 1, T, T].
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from qwen3_jax.kernels.cudnn import cudnn_attention
 from qwen3_jax.kernels.masks import causal_mask
+from qwen3_jax.kernels.reference import attention
 from qwen3_jax.kernels.splash import LANES, splash_attention
-from qwen3_jax.network.layer import attention
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, dividing, target_platform
 
 Implementation = Literal["xla", "splash", "cudnn"]

@@ -20,11 +20,14 @@ from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.kernels import choose_attention, self_attention
 from qwen3_jax.kernels.linear import linear
 from qwen3_jax.kernels.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
+from qwen3_jax.kernels.reference import attention
 from qwen3_jax.network.cache import KVCache
-from qwen3_jax.network.layer import attention, project_qkv, rms_norm, swiglu
+from qwen3_jax.network.layer import project_qkv, swiglu
+from qwen3_jax.network.projection import project
+from qwen3_jax.network.qk_norm import rms_norm
 from qwen3_jax.network.remat import keep, rematerialise
 from qwen3_jax.network.rope import rope_cos_sin
-from qwen3_jax.parameters.adapters import Lora, adapter_specs, has_adapters, project
+from qwen3_jax.parameters.adapters import Lora, adapter_specs, has_adapters
 from qwen3_jax.parameters.placement import ONE_DEVICE, Placement
 from qwen3_jax.parameters.specs import Layout, Params, ParamSpec, global_specs, layer_specs
 

@@ -1,13 +1,13 @@
 """Rotary position embeddings: the default form and YaRN, as Hugging Face computes them."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qwen3_jax.config import ModelConfig, YarnConfig
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.network.yarn import yarn_attention_factor, yarn_ramp
 
 
 def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
@@ -22,40 +22,9 @@ def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     plain = (np.float32(1.0) / np.float32(config.rope_theta) ** exponents).astype(np.float32)
     if config.yarn is None:
         return plain, 1.0
-    ramp = _yarn_ramp(config.yarn, config.head_dim, config.rope_theta)
+    ramp = yarn_ramp(config.yarn, config.head_dim, config.rope_theta)
     stretched = plain / np.float32(config.yarn.factor)
     return (plain * (1 - ramp) + stretched * ramp).astype(np.float32), yarn_attention_factor(config.yarn)
-
-
-def yarn_attention_factor(yarn: YarnConfig) -> float:
-    """Temperature of YaRN (arXiv 2309.00071, eq. 22): 0.1 ln(s) + 1 unless the file gives its own."""
-
-    def mscale(scale: float, weight: float = 1.0) -> float:
-        return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
-
-    if yarn.attention_factor is not None:
-        return yarn.attention_factor
-    if yarn.mscale and yarn.mscale_all_dim:
-        return mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
-    return mscale(yarn.factor)
-
-
-def _yarn_ramp(yarn: YarnConfig, head_dim: int, theta: float) -> np.ndarray:
-    """float32[H/2]: 0 where a plane turns fast enough to be kept, 1 where it is stretched by the factor."""
-
-    def plane_of(rotations: float) -> float:
-        """Which plane makes this many turns over the original context."""
-        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(theta))
-
-    low, high = plane_of(yarn.beta_fast), plane_of(yarn.beta_slow)
-    if yarn.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
-    planes = np.arange(head_dim // 2, dtype=np.float32)
-    return np.clip((planes - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def rope_cos_sin(

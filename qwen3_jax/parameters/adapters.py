@@ -12,13 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.kernels.linear import linear
 from qwen3_jax.parameters.specs import Layout, Params, ParamSpec, layer_specs, layers_tree
-from qwen3_jax.sharding import DEFAULT_RULES, Rules, named_sharding
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -87,19 +84,6 @@ def make_lora(
     return Lora(r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)
 
 
-def project(params: Params, name: str, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-    """`x` times the projection `name` of a layer, plus what its adapter adds where it has one.
-
-    Args:
-      params: of the layer, as they are multiplied; B holds the scale already.
-    """
-    y = linear(x, params[name])
-    if f"{name}_lora_A" not in params:
-        return y
-    with jax.named_scope("lora"):
-        return y + linear(linear(x, params[f"{name}_lora_A"]), params[f"{name}_lora_B"])
-
-
 def with_adapters(params: Params, adapters: Params | None) -> Params:
     """The base's parameters with the adapters among them, no array being copied; `params` itself without any."""
     if adapters is None:
@@ -138,14 +122,6 @@ def init_adapters(config: ModelConfig, lora: Lora, layout: Layout, key: Array) -
     keys = jax.random.split(key, len(specs))
     drawn = [spec.initializer(0.0)(k, spec.shape, jnp.float32) for spec, k in zip(specs, keys, strict=True)]
     return jax.tree.unflatten(structure, drawn)
-
-
-def adapter_shardings(
-    config: ModelConfig, lora: Lora, layout: Layout, mesh: Mesh, rules: Rules = DEFAULT_RULES
-) -> dict[str, Any]:
-    """Where adapters lie on a mesh."""
-    tree = adapter_tree(config, lora, layout)
-    return jax.tree.map(lambda spec: named_sharding(mesh, spec.axes, rules), tree, is_leaf=_is_spec)
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
-from qwen3_jax.train.data.chat import answer_parts
+from qwen3_jax.train.data.chat_loss_mask import answer_parts
 from qwen3_jax.train.data.examples import Encoder
 from qwen3_jax.train.flags import NO_THINK, THINK, last_flag
 from qwen3_jax.train.fusion import Fused, fuse, fuse_turns, split_thinking

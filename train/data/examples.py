@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.train.data.chat import answer_parts, chat_parts, encode_parts
+from qwen3_jax.train.data.chat_loss_mask import answer_parts, chat_parts, encode_parts
 from qwen3_jax.train.fusion import fuse_turns
 from qwen3_jax.train.settings import SourceConfig
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from qwen3_jax.train.data.chat import ChatTokenizer, answer_parts
+from qwen3_jax.train.data.chat_loss_mask import ChatTokenizer, answer_parts
 from qwen3_jax.train.data.packing import Example
 from qwen3_jax.train.pocket import prompts, tasks
 from qwen3_jax.train.settings import DataConfig

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.network.remat import recomputed, zero_after
+from qwen3_jax.kernels.cpu.recompute import recomputed, zero_after
 
 
 def sharpened(x: jax.Array, scale: jax.Array | None, mask: jax.Array) -> jax.Array:

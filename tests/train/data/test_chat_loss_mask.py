@@ -11,7 +11,7 @@ import pytest
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from qwen3_jax.train.data import make_data
-from qwen3_jax.train.data.chat import chat_parts, encode_parts
+from qwen3_jax.train.data.chat_loss_mask import chat_parts, encode_parts
 from tests import support
 from tests.train.data.corpora import config, write_jsonl
 
