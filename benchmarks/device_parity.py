@@ -3,8 +3,9 @@
     python -m benchmarks.device_parity reference.npz     # the CPU's results (JAX_PLATFORMS=cpu)
 
 The same code runs in both places; what differs is what the project chooses there: cuDNN or splash attention, Triton or
-megablox products, XLA's own elsewhere. The CPU computes kernels in float32, from the values that the device has in
-bfloat16. Errors are |difference| / |reference| over a whole array, or as LIMITS says.
+megablox products, XLA's own elsewhere. The CPU computes grouped products in float32, from the values that the device
+has in bfloat16, and attention with numpy: on one Intel processor XLA's own attention was wrong outside of `jit`
+(docs/results/device.md). Errors are |difference| / |reference| over a whole array, or as LIMITS says.
 """
 
 import argparse
@@ -88,10 +89,33 @@ def _attention(found: dict[str, Any], tiny: bool) -> None:
             return self_attention(q, k, v, documents)
 
         name = f"{length} tokens{', packed' if packed else ''}"
+        if jax.default_backend() == "cpu":
+            out, gradients = _numpy_attention(q, k, v, ids if packed else np.zeros_like(ids), cotangent)
+            found[f"attention: {name}"] = out
+            found[f"attention gradients: {name}"] = np.concatenate([gradient.ravel() for gradient in gradients])
+            continue
         out, back = jax.vjp(attend, q, k, v)
         found[f"attention: {name}"] = out.astype(jnp.float32)
         gradients = jax.jit(back)(cotangent.astype(out.dtype))
         found[f"attention gradients: {name}"] = jnp.concatenate([g.astype(jnp.float32).ravel() for g in gradients])
+
+
+def _numpy_attention(*arrays: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Causal attention within documents and its gradients, in float64, from the definition."""
+    q, k, v, ids, cotangent = (np.asarray(x, np.float64) for x in arrays)
+    group, length, scale = q.shape[2] // k.shape[2], q.shape[1], q.shape[3] ** -0.5
+    k, v = (x.repeat(group, axis=2) for x in (k, v))
+    seen = np.tril(np.ones((length, length), bool)) & (ids[:, :, None] == ids[:, None, :])
+    scores = np.where(seen[:, None], np.einsum("btnh,bsnh->bnts", q, k) * scale, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    of_weights = np.einsum("btnh,bsnh->bnts", cotangent, v)
+    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdims=True)) * scale
+    of_q = np.einsum("bnts,bsnh->btnh", of_scores, k)
+    of_k, of_v = np.einsum("bnts,btnh->bsnh", of_scores, q), np.einsum("bnts,btnh->bsnh", weights, cotangent)
+    shape = (*k.shape[:2], -1, group, k.shape[3])
+    of_k, of_v = (x.reshape(shape).sum(3) for x in (of_k, of_v))
+    return np.einsum("bnts,bsnh->btnh", weights, v), (of_q, of_k, of_v)
 
 
 def _experts(found: dict[str, Any], tiny: bool) -> None:

@@ -176,7 +176,7 @@ CHECKPOINTS = {
     "config is a list": (rewrite("config.json", b"[]"), "config.json"),
     "another architecture": (change_config(model_type="llama"), "model_type"),
     "no architecture": (change_config(model_type=...), "model_type"),
-    "an unknown key": (change_config(sliding_windows=4), "sliding_windows"),
+    "a key of another network": (change_config(qkv_bias=True), "qkv_bias"),
     "a missing key": (change_config(head_dim=...), "head_dim"),
     "heads that do not divide": (change_config(num_key_value_heads=3), "num_key_value_heads"),
     "an unknown rope type": (change_config(rope_scaling={"rope_type": "llama3", "factor": 2.0}), "llama3"),
