@@ -180,23 +180,32 @@ def _sampling(found: dict[str, Any], tiny: bool) -> None:
     import jax
     import jax.numpy as jnp
 
-    from qwen3_jax.infer.sampling import SamplingParams, sample
+    from qwen3_jax.infer.penalties import History
+    from qwen3_jax.infer.sampling import sample
+    from qwen3_jax.infer.sampling_params import sampling_params
 
     vocab, batch = (4096 if tiny else 151_936), 16
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((batch, vocab)) * 3, jnp.float32)
-    rows = np.arange(batch)
-    params = SamplingParams(
-        temperature=jnp.asarray(np.where(rows % 4 == 3, 0.0, 0.7), jnp.float32),
-        top_k=jnp.asarray(np.where(rows % 2, 20, 0), jnp.int32),
-        top_p=jnp.asarray(np.where(rows % 3, 0.9, 1.0), jnp.float32),
-        min_p=jnp.zeros(batch, jnp.float32),
-        presence_penalty=jnp.zeros(batch, jnp.float32),
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((batch, vocab)) * 3, jnp.float32)
+    rows = [
+        {
+            "temperature": 0.0 if row % 4 == 3 else 0.7,
+            "top_k": 20 if row % 2 else 0,
+            "top_p": 0.9 if row % 3 else 1.0,
+            "frequency_penalty": 0.5 * (row % 5 == 0),
+            "repetition_penalty": 1.1 if row % 7 == 0 else 1.0,
+        }
+        for row in range(batch)
+    ]
+    history = History(
+        counts=jnp.asarray(rng.integers(0, 3, (batch, vocab)), jnp.int32),
+        prompt=jnp.asarray(rng.random((batch, vocab)) < 0.1),
+        generated=jnp.zeros(batch, jnp.int32),
+        ends=jnp.full((batch, 8), -1, jnp.int32),
     )
     draw: Callable[..., Any] = jax.jit(sample, static_argnames="valid_vocab")
-    seen = jnp.zeros((batch, vocab), bool)
-    made = [
-        draw(logits, seen, params, jax.random.split(jax.random.key(i), batch), valid_vocab=vocab) for i in range(64)
-    ]
+    keys = [jax.random.split(jax.random.key(i), batch) for i in range(64)]
+    made = [draw(logits, history, sampling_params(rows), key, valid_vocab=vocab)[0] for key in keys]
     found["sampled tokens: 1,024 draws, all tiers"] = jnp.stack(made)
 
 

@@ -155,7 +155,7 @@ def decode(section: Section, name: str) -> None:
         state = greedy_state(cache, jnp.ones((batch,), jnp.int32), config.vocab_size)
         began, seconds = time.perf_counter(), []
         for _ in range(7):
-            state, *made = decode_steps(model, params, state, config.vocab_size, steps)
+            state, made = decode_steps(model, params, state, config.vocab_size, steps)
             jax.device_get(made)
             seconds.append((time.perf_counter() - began) / steps)
             began = time.perf_counter()

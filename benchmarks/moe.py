@@ -25,10 +25,9 @@ import torch
 import transformers
 
 from benchmarks.common import GROUP, RESULTS, cpu_name, fastest, made_by, read_bandwidth, table
+from benchmarks.peers.ours import greedy_state
 from qwen3_jax import ModelConfig, Qwen3, from_pretrained, init_cache, num_parameters
-from qwen3_jax.infer.automaton import UNLIMITED, Tokens, initial
-from qwen3_jax.infer.decode import DecodeState, decode, prefill
-from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.infer.decode import decode, prefill
 from qwen3_jax.parameters.specs import Params, layout_of
 
 CONFIG = ModelConfig(
@@ -73,8 +72,8 @@ class Ours:
         for _ in range(groups):
             began, group = time.perf_counter(), []
             for _ in range(GROUP):
-                state, token, _ = decode(self.model, self.params, state, vocab_size, 1)
-                group.append(token)
+                state, out = decode(self.model, self.params, state, vocab_size, 1)
+                group.append(out.token)
             made += jax.device_get(group)
             seconds.append(time.perf_counter() - began)
         return min(seconds), np.concatenate(made).T.tolist()
@@ -104,37 +103,6 @@ class Theirs:
                 made.append(token)
             seconds.append(time.perf_counter() - began)
         return min(seconds), torch.cat(made, 1).tolist()
-
-
-def greedy_state(cache: Any, token: jax.Array, vocab_size: int) -> DecodeState:
-    batch = token.shape[0]
-
-    def full(value: Any, dtype: Any = jnp.int32) -> jax.Array:
-        return jnp.full((batch,), value, dtype)
-
-    automaton = initial(
-        open_block=full(False, bool),
-        budget=full(UNLIMITED),
-        max_new_tokens=full(UNLIMITED),
-        closing=jnp.zeros((batch, 32), jnp.int32),
-        closing_length=full(0),
-    )
-    sampling = SamplingParams(
-        temperature=full(0, jnp.float32),
-        top_k=full(0),
-        top_p=full(1, jnp.float32),
-        min_p=full(0, jnp.float32),
-        presence_penalty=full(0, jnp.float32),
-    )
-    return DecodeState(
-        cache=cache,
-        token=token,
-        automaton=automaton,
-        seen=jnp.zeros((batch, vocab_size), bool),
-        keys=jax.random.split(jax.random.key(0), batch),
-        sampling=sampling,
-        tokens=Tokens(think=jnp.int32(-1), end_think=jnp.int32(-1), ends=jnp.full((1,), -1), pad=jnp.int32(0)),
-    )
 
 
 def contestants(config: ModelConfig) -> dict[str, Ours | Theirs]:

@@ -15,8 +15,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.infer.automaton import DONE, NOTHING, Automaton, Tokens, advance
-from qwen3_jax.infer.sampling import SamplingParams, sample
-from qwen3_jax.network.cache import KVCache
+from qwen3_jax.infer.penalties import History
+from qwen3_jax.infer.sampling import log_probs_at_1, sample
+from qwen3_jax.infer.sampling_params import SamplingParams
+from qwen3_jax.network.cache import KVCache, insert_rows
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.placement import ONE_DEVICE, Placement
 from qwen3_jax.parameters.specs import Params
@@ -28,16 +30,18 @@ TRACES: collections.Counter[str] = collections.Counter()
 
 @flax.struct.dataclass
 class DecodeState:
-    """A batch of B answers in the making; donated to each step and returned by it.
+    """A batch of B answers in the making; donated to each step and returned by it. All but `cache` and `tokens` has one
+    entry a row.
 
     Attributes:
       cache: keys and values of the prompt and of every token but the last.
       token: int32[B], the last token, which the next step feeds.
       automaton: phase, counts and budget of each row.
-      seen: bool[B, V], tokens already generated, for the presence penalty.
+      counts: int32[B, V], how often each token was generated, for the penalties.
+      prompt: bool[B, V], tokens of the prompt, for the repetition penalty.
       keys: PRNG key of each row; step t samples with fold_in(key, t), whatever the neighbours do.
       sampling: temperature, top_k, ... of each row.
-      tokens: ids of the think tags, the end tokens and padding.
+      tokens: ids of the think tags and of padding.
     """
 
     __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
@@ -45,10 +49,32 @@ class DecodeState:
     cache: KVCache
     token: Int[Array, " B"]
     automaton: Automaton
-    seen: Bool[Array, "B V"]
+    counts: Int[Array, "B V"]
+    prompt: Bool[Array, "B V"]
     keys: Array
     sampling: SamplingParams
     tokens: Tokens
+
+
+@flax.struct.dataclass
+class StepOutput:
+    """The tokens of k steps.
+
+    Attributes:
+      token: int32[k, B].
+      part: int32[k, B], what it is part of (`infer.automaton`); NOTHING where a row was done.
+      sampled: bool[k, B], whether it was sampled; else it was fed.
+      log_prob: float32[k, B], what the model gives it at temperature 1; 0 unless some row asks for `log_probs`.
+      sampling_log_prob: float32[k, B], what it was drawn with: 0 where it is certain (greedy, or fed).
+    """
+
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
+    token: Int[Array, "k B"]
+    part: Int[Array, "k B"]
+    sampled: Bool[Array, "k B"]
+    log_prob: Float[Array, "k B"]
+    sampling_log_prob: Float[Array, "k B"]
 
 
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
@@ -68,50 +94,72 @@ def prefill(
 @partial(jax.jit, static_argnames=("valid_vocab", "placement"), donate_argnames=("state",))
 def first_token(
     state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement = ONE_DEVICE
-) -> tuple[DecodeState, Int[Array, "1 B"], Int[Array, "1 B"]]:
+) -> tuple[DecodeState, StepOutput]:
     """Chooses the token after the prompt; returns what `decode` does, for one step."""
     TRACES["first_token"] += 1
-    state, token, part = _choose(state, logits, valid_vocab, placement)
-    return state, token[None], part[None]
+    state, out = _choose(state, logits, valid_vocab, placement)
+    return state, jax.tree.map(lambda x: x[None], out)
 
 
 @partial(jax.jit, static_argnames=("model", "valid_vocab", "num_steps"), donate_argnames=("state",))
 def decode(
     model: Qwen3, params: Params, state: DecodeState, valid_vocab: int, num_steps: int
-) -> tuple[DecodeState, Int[Array, "k B"], Int[Array, "k B"]]:
+) -> tuple[DecodeState, StepOutput]:
     """Up to `num_steps` tokens for every row; fewer when all rows are done.
 
     Args:
       valid_vocab: ids from here on are padding of the embedding and never sampled.
       num_steps: k. One step is a straight program: on CPU a bfloat16 product inside `while_loop` falls to a sixth of
         its speed, so there the caller asks for one step at a time.
-
-    Returns:
-      the state, tokens int32[k, B], and what each is part of (`infer.automaton`), NOTHING where a row was done.
     """
     TRACES["decode"] += 1
 
-    def step(state: DecodeState) -> tuple[DecodeState, Array, Array]:
+    def step(state: DecodeState) -> tuple[DecodeState, StepOutput]:
         out = model.apply({"params": params}, state.token[:, None], cache=state.cache, logits_to_keep=1)
         state = dataclasses.replace(state, cache=out.cache)
         return _choose(state, out.logits[:, 0], valid_vocab, model.placement)
 
     if num_steps == 1:
-        state, token, part = step(state)
-        return state, token[None], part[None]
+        state, made = step(state)
+        return state, jax.tree.map(lambda x: x[None], made)
 
-    def running(carry: tuple[Array, DecodeState, Array, Array]) -> Array:
+    def running(carry: tuple[Array, DecodeState, StepOutput]) -> Array:
         return (carry[0] < num_steps) & jnp.any(carry[1].automaton.phase != DONE)
 
-    def body(carry: tuple[Array, DecodeState, Array, Array]) -> tuple[Array, DecodeState, Array, Array]:
-        i, state, tokens, parts = carry
-        state, token, part = step(state)
-        return i + 1, state, tokens.at[i].set(token), parts.at[i].set(part)
+    def body(carry: tuple[Array, DecodeState, StepOutput]) -> tuple[Array, DecodeState, StepOutput]:
+        i, state, made = carry
+        state, out = step(state)
+        return i + 1, state, jax.tree.map(lambda all_, one: all_.at[i].set(one), made, out)
 
     shape = (num_steps, state.token.shape[0])
-    start = (jnp.int32(0), state, jnp.full(shape, state.tokens.pad), jnp.full(shape, NOTHING, jnp.int32))
-    _, state, tokens, parts = jax.lax.while_loop(running, body, start)
-    return state, tokens, parts
+    nothing = StepOutput(
+        token=jnp.full(shape, state.tokens.pad),
+        part=jnp.full(shape, NOTHING, jnp.int32),
+        sampled=jnp.zeros(shape, bool),
+        log_prob=jnp.zeros(shape, jnp.float32),
+        sampling_log_prob=jnp.zeros(shape, jnp.float32),
+    )
+    _, state, made = jax.lax.while_loop(running, body, (jnp.int32(0), state, nothing))
+    return state, made
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def insert(state: DecodeState, slots: Int[Array, " R"], prefix: DecodeState) -> DecodeState:
+    """Puts the rows of `prefix`, which have their first token, into these slots of a state with a row-wise cache. A
+    slot outside of the batch drops its row."""
+    TRACES["insert"] += 1
+    rows = jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), *map(_rows_alone, (state, prefix)))
+    rows = _laid_out(rows, state.cache.placement)
+    return dataclasses.replace(rows, cache=insert_rows(state.cache, slots, prefix.cache), tokens=state.tokens)
+
+
+@partial(jax.jit, static_argnames=("num_slots", "placement"))
+def empty_rows(prefix: DecodeState, num_slots: int, placement: Placement = ONE_DEVICE) -> DecodeState:
+    """`num_slots` rows that are done, of the kind of `prefix` and without a cache, for `insert`."""
+    rows = jax.tree.map(lambda x: jnp.repeat(x[:1], num_slots, axis=0), _rows_alone(prefix))
+    phase = jnp.full((num_slots,), DONE, jnp.int32)
+    rows = dataclasses.replace(rows, automaton=dataclasses.replace(rows.automaton, phase=phase), tokens=prefix.tokens)
+    return _laid_out(rows, placement)
 
 
 @partial(jax.jit, donate_argnames=("state",))
@@ -122,31 +170,62 @@ def finish_rows(state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
     return dataclasses.replace(state, automaton=automaton)
 
 
+def _rows_alone(state: DecodeState) -> DecodeState:
+    """What has an entry a row, without the cache."""
+    return dataclasses.replace(state, cache=None, tokens=None)
+
+
+def _laid_out(state: DecodeState, placement: Placement) -> DecodeState:
+    """On a mesh: what has an entry a token of the vocabulary is split by rows. The rest is a few numbers a row: every
+    device has them all, and the host can read them from any."""
+    small = dataclasses.replace(state, cache=None, counts=None, prompt=None)
+    small = jax.tree.map(lambda x: placement.constrain(x, *(None,) * x.ndim), small)
+    wide = {name: placement.constrain(getattr(state, name), "batch", None) for name in ("counts", "prompt")}
+    return dataclasses.replace(small, cache=state.cache, **wide)
+
+
 def _choose(
     state: DecodeState, logits: Float[Array, "B V"], valid_vocab: int, placement: Placement
-) -> tuple[DecodeState, Int[Array, " B"], Int[Array, " B"]]:
-    keys = jax.vmap(jax.random.fold_in)(state.keys, state.automaton.generated)
-    sampled = _sample_rows(logits, state.seen, state.sampling, keys, valid_vocab, placement)
-    was_done = state.automaton.phase == DONE
-    automaton, token, part = advance(state.automaton, sampled, state.tokens)
-    rows = jnp.arange(token.shape[0])
-    seen = placement.constrain(state.seen.at[rows, token].max(~was_done), "batch", None)
-    # A few numbers a row: every device has them all, and the host can read them from any.
-    automaton, token, part = jax.tree.map(lambda x: placement.constrain(x, *(None,) * x.ndim), (automaton, token, part))
-    return dataclasses.replace(state, automaton=automaton, token=token, seen=seen), token, part
+) -> tuple[DecodeState, StepOutput]:
+    """The next token of every row; each device does it for its own rows: no row depends on another, and loops over
+    rows stay local."""
+    fields = (state.automaton, state.counts, state.prompt, state.keys, state.sampling)
+    choose = partial(_choose_rows, valid_vocab=valid_vocab)
+    if current_mesh() is not None:
+        rows, all_ = PartitionSpec(axes_of("batch", placement.rules)), PartitionSpec()
+        choose = jax.shard_map(choose, in_specs=(rows,) * 6 + (all_,), out_specs=rows, check_vma=False)
+    automaton, counts, out = choose(logits, *fields, state.tokens)
+    out = jax.tree.map(lambda x: placement.constrain(x, None), out)
+    state = dataclasses.replace(state, automaton=automaton, token=out.token, counts=counts)
+    return _laid_out(state, placement), out
 
 
-def _sample_rows(
-    logits: Float[Array, "B V"],
-    seen: Bool[Array, "B V"],
-    params: SamplingParams,
+def _choose_rows(
+    logits: Array,
+    automaton: Automaton,
+    counts: Array,
+    prompt: Array,
     keys: Array,
+    sampling: SamplingParams,
+    tokens: Tokens,
     valid_vocab: int,
-    placement: Placement,
-) -> Int[Array, " B"]:
-    """`sample`, each device for its own rows: no row depends on another, and loops over rows stay local."""
-    if current_mesh() is None:
-        return sample(logits, seen, params, keys, valid_vocab)
-    rows = PartitionSpec(axes_of("batch", placement.rules))
-    local = jax.shard_map(partial(sample, valid_vocab=valid_vocab), in_specs=rows, out_specs=rows, check_vma=False)
-    return local(logits, seen, params, keys)
+) -> tuple[Automaton, Array, StepOutput]:
+    keys = jax.vmap(jax.random.fold_in)(keys, automaton.generated)
+    history = History(counts=counts, prompt=prompt, generated=automaton.generated, ends=automaton.ends)
+    drawn, drawn_with = sample(logits, history, sampling, keys, valid_vocab)
+    was_done = automaton.phase == DONE
+    automaton, step = advance(automaton, drawn, tokens)
+    log_prob = jax.lax.cond(
+        jnp.any(sampling.log_probs),
+        lambda: log_probs_at_1(logits, step.token),
+        lambda: jnp.zeros(step.token.shape, jnp.float32),
+    )
+    counts = counts.at[jnp.arange(counts.shape[0]), step.token].add((~was_done).astype(jnp.int32))
+    out = StepOutput(
+        token=step.token,
+        part=step.part,
+        sampled=step.sampled,
+        log_prob=log_prob,
+        sampling_log_prob=jnp.where(step.sampled, drawn_with, 0.0),
+    )
+    return automaton, counts, out

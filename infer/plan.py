@@ -1,5 +1,6 @@
 """Prefill and decoding, compiled for devices that are not here."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,18 +9,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.infer.automaton import Tokens, initial
 from qwen3_jax.infer.decode import DecodeState, decode, prefill
-from qwen3_jax.infer.generate import STEPS, prompt_bucket
-from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.infer.engine import plain_state, prompt_bucket
+from qwen3_jax.infer.generate import STEPS
 from qwen3_jax.network.cache import abstract_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.placement import place
 from qwen3_jax.parameters.specs import Params, ParamSpec, spec_tree
 from qwen3_jax.sharding import Rules, axes_of, named_sharding
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome, abstract, compile_ahead, local_bytes
-
-_CLOSING = 32  # tokens of the stop-thinking text, padded
 
 
 def plan_prefill(
@@ -86,23 +84,10 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: Rules, batch_size: in
 
 def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> DecodeState:
     """`qwen3_jax.infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
-
-    def small() -> tuple[Any, ...]:
-        row = jnp.zeros(batch_size, jnp.int32)
-        value = jnp.zeros(batch_size, jnp.float32)
-        closing = jnp.zeros((batch_size, _CLOSING), jnp.int32)
-        automaton = initial(row > 0, row, row, closing, row)
-        sampling = SamplingParams(temperature=value, top_k=row, top_p=value, min_p=value, presence_penalty=value)
-        tokens = Tokens(think=jnp.int32(0), end_think=jnp.int32(0), ends=jnp.zeros(2, jnp.int32), pad=jnp.int32(0))
-        return row, automaton, jax.random.split(jax.random.key(0), batch_size), sampling, tokens
-
-    token, automaton, keys, sampling, tokens = abstract(jax.eval_shape(small), NamedSharding(mesh, PartitionSpec()))
-    seen: Any = jax.ShapeDtypeStruct(
-        (batch_size, model.config.vocab_size),
-        jnp.bool_,
-        sharding=named_sharding(mesh, ("batch", None), model.placement.rules),
-    )
     cache = abstract_cache(model.config, batch_size, capacity, "stacked", jnp.bfloat16, model.placement, mesh=mesh)
-    return DecodeState(
-        cache=cache, token=token, automaton=automaton, seen=seen, keys=keys, sampling=sampling, tokens=tokens
-    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    by_row = named_sharding(mesh, ("batch", None), model.placement.rules)
+    one = jax.eval_shape(lambda: dataclasses.replace(plain_state(cache, 1, model.config.vocab_size), cache=None))
+    state = abstract(jax.tree.map(lambda x: x.update(shape=(batch_size, *x.shape[1:])), one), whole)
+    wide: Any = {name: getattr(state, name).update(sharding=by_row) for name in ("counts", "prompt")}
+    return dataclasses.replace(state, cache=cache, tokens=abstract(one.tokens, whole), **wide)

@@ -1,4 +1,4 @@
-"""Choosing the next token: presence penalty, temperature, top-k, top-p and min-p, arrays with one value for each row.
+"""Choosing the next token: penalties, temperature, top-k, top-p and min-p, with one value of each for each row.
 
 `process_logits` is the definition: the distribution that is sampled, equal to the warpers of `transformers` (5.x) in
 their own order. `sample` draws from that distribution without sorting the vocabulary, which would cost 40 ms a row on
@@ -12,61 +12,35 @@ that provably holds everything its token depends on:
 A later tier runs only for the rows that need it, so no row's token depends on what its neighbours need.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
+from qwen3_jax.infer.penalties import History, penalize
+from qwen3_jax.infer.sampling_params import SamplingParams
 from qwen3_jax.sharding import target_platform
 
 TIERS = (80, 4096)  # 80 leaves top_k = 64 some room for ties
 TIER_GAIN = 16  # a tier is worth having when the vocabulary is this many times larger
 BLOCK = 64  # the best n logits lie in the n blocks with the best maxima
-GREEDY_BELOW = 1e-6  # temperatures below this one are greedy: a division by them can overflow
-
-
-@struct.dataclass
-class SamplingParams:
-    """How each row is sampled. Values are checked where a user gives them (`infer.GenerationConfig`), not here.
-
-    Attributes:
-      temperature: float32[B], 0 is greedy.
-      top_k: int32[B], 0 is off, as is anything from the size of the vocabulary on.
-      top_p: float32[B], 1 is off.
-      min_p: float32[B], 0 is off.
-      presence_penalty: float32[B], 0 is off.
-    """
-
-    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
-
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    presence_penalty: Array
-
-    @property
-    def greedy(self) -> Array:
-        """bool[B]: rows that take their largest logit."""
-        return self.temperature < GREEDY_BELOW
 
 
 def process_logits(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], params: SamplingParams, valid_vocab: int
+    logits: Float[Array, "B V"], history: History, params: SamplingParams, valid_vocab: int
 ) -> Float[Array, "B V"]:
-    """The logits whose softmax is sampled: presence penalty, temperature, top-k, top-p, min-p; `-inf` where removed,
-    and from `valid_vocab` on, where the vocabulary is padding.
+    """The logits whose softmax is sampled: penalties, temperature, top-k, top-p, min-p; `-inf` where removed, and from
+    `valid_vocab` on, where the vocabulary is padding.
 
-    `seen` marks the tokens that the row has generated so far. A greedy row keeps its one token. This function sorts:
-    it is the definition, and what log-probabilities are made of; `sample` is the fast way to a token.
+    A greedy row keeps its one token. This function sorts: it is the definition. `sample` is the fast way to a token
+    and `sampling_log_probs` that to the log-probabilities of given ones.
 
-    Sources: transformers 5.23, generation/logits_process.py; the presence penalty is that of OpenAI's API and of vLLM,
-    subtracted once from every token already generated, however often.
+    Sources: transformers 5.23, generation/logits_process.py; see `penalize` for what comes before temperature.
     """
-    scaled = _scale(_only_valid(logits, valid_vocab), seen, params)
+    scaled = _scaled(logits, history, params, valid_vocab)
     values, tokens = best_logits(scaled, logits.shape[1])
     rows = jnp.arange(logits.shape[0])[:, None]
     kept = jnp.zeros(logits.shape, bool).at[rows, tokens].set(_cut(values, scaled, params).kept)
@@ -76,26 +50,45 @@ def process_logits(
 
 def sample(
     logits: Float[Array, "B V"],
-    seen: Bool[Array, "B V"],
+    history: History,
     params: SamplingParams,
     keys: Key[Array, " B"],
     valid_vocab: int,
-) -> Int[Array, " B"]:
-    """One token a row, int32, drawn from `softmax(process_logits(...))` with one uniform number from the row's own key.
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """One token a row, drawn from `softmax(process_logits(...))` with one uniform number from the row's own key.
 
     Rows of the vocabulary from `valid_vocab` (static) on are padding and are never taken. A greedy row takes its
-    largest logit after the presence penalty, the first one among equals. No row depends on another one.
+    largest logit after the penalties, the first one among equals. No row depends on another one.
+
+    Returns:
+      the tokens, int32[B], and the log-probability that each was drawn with, float32[B]: 0 in a greedy row.
     """
-    vocab = logits.shape[1]
-    scaled = _scale(_only_valid(logits, valid_vocab), seen, params)
+    scaled = _scaled(logits, history, params, valid_vocab)
     largest = first_largest(scaled)
-    sizes = [size for size in TIERS if size * TIER_GAIN < vocab] + [vocab]
+    certain = jnp.zeros(largest.shape, jnp.float32)
 
-    def draw() -> Array:
-        return jnp.where(params.greedy, largest, _draw(scaled, params, _uniform(keys), sizes))
+    def draw() -> tuple[Array, Array]:
+        token, log_prob = _by_tiers(_drawn, scaled, params, _uniform(keys), _sizes(scaled))
+        return jnp.where(params.greedy, largest, token), jnp.where(params.greedy, certain, log_prob)
 
-    token = lax.cond(jnp.all(params.greedy), lambda: largest, draw)
-    return jnp.minimum(token, valid_vocab - 1)  # a token even where the logits are NaN
+    token, log_prob = lax.cond(jnp.all(params.greedy), lambda: (largest, certain), draw)
+    return jnp.minimum(token, valid_vocab - 1), log_prob  # a token even where the logits are NaN
+
+
+def sampling_log_probs(
+    logits: Float[Array, "B V"], history: History, params: SamplingParams, tokens: Int[Array, " B"], valid_vocab: int
+) -> Float[Array, " B"]:
+    """`log_softmax(process_logits(...))` of one given token a row, without sorting the vocabulary; -inf where the
+    token is removed."""
+    scaled = _scaled(logits, history, params, valid_vocab)
+    log_prob = _by_tiers(_looked_up, scaled, params, tokens, _sizes(scaled))
+    return jnp.where(params.greedy, jnp.where(tokens == first_largest(scaled), 0.0, -jnp.inf), log_prob)
+
+
+def log_probs_at_1(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+    """What the model itself gives these tokens: `log_softmax(logits)`, without penalties, temperature and cuts."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=1)
 
 
 def first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -136,28 +129,52 @@ class _Cut(NamedTuple):
     sums: Float[Array, "B C"]  # probability (after top-k) of each token and all those after it
     behind: Float[Array, " B"]  # of which: tokens behind the tier
     known: Bool[Array, " B"]  # the tier shows which tokens are kept: either some of its own only, or all there are
+    mass: Float[Array, " B"]  # sum of exp(x - largest x) over the tokens kept, where that is known
 
 
-def _draw(x: Array, params: SamplingParams, uniform: Array, sizes: list[int]) -> Array:
-    """int32[B]: from the tier of sizes[0] where that answers, else row by row from the next ones."""
+# What a tier says to a row's question: whether it knows, and the answer.
+Reader = Callable[[Array, Array, Array, _Cut, Array], tuple[Array, Any]]
+
+
+def _sizes(x: Array) -> list[int]:
+    return [size for size in TIERS if size * TIER_GAIN < x.shape[1]] + [x.shape[1]]
+
+
+def _by_tiers(read: Reader, x: Array, params: SamplingParams, asked: Array, sizes: list[int]) -> Any:
+    """The answer of `read` with the tier of sizes[0] where that knows it, else row by row with the next ones."""
     values, tokens = best_logits(x, sizes[0])
-    cut = _cut(values, x, params)
+    known, answer = read(x, values, tokens, _cut(values, x, params), asked)
+    if len(sizes) == 1:
+        return answer
+    known |= params.greedy
+
+    def next_tier(row: tuple) -> Any:
+        known, answer, *one = row
+        x, params, asked = jax.tree.map(lambda leaf: leaf[None], one)
+        again = lambda: jax.tree.map(lambda leaf: leaf[0], _by_tiers(read, x, params, asked, sizes[1:]))  # noqa: E731
+        return lax.cond(known, lambda: answer, again)
+
+    rows = (known, answer, x, params, asked)
+    return lax.cond(jnp.all(known), lambda: answer, lambda: lax.map(next_tier, rows))
+
+
+def _drawn(x: Array, values: Array, tokens: Array, cut: _Cut, uniform: Array) -> tuple[Array, tuple[Array, Array]]:
+    """The token at a uniform number, and its log-probability."""
     # The distribution function runs from the least probable token kept to the best one, so that rare ones lie near 0.
     removed = jnp.max(jnp.where(cut.kept, 0.0, cut.sums), 1)
     target = removed + uniform * (cut.sums[:, 0] - removed)
-    at = jnp.sum(cut.kept & (cut.sums > target[:, None]), 1) - 1
-    token = jnp.take_along_axis(tokens, jnp.maximum(at, 0)[:, None], 1)[:, 0]
-    if len(sizes) == 1:
-        return token
-    answered = params.greedy | (cut.known & (target >= cut.behind))
+    at = jnp.maximum(jnp.sum(cut.kept & (cut.sums > target[:, None]), 1) - 1, 0)[:, None]
+    token, value = (jnp.take_along_axis(of, at, 1)[:, 0] for of in (tokens, values))
+    return cut.known & (target >= cut.behind), (token, value - values[:, 0] - jnp.log(cut.mass))
 
-    def next_tier(row: tuple) -> Array:
-        answered, token, *one = row
-        x, params, uniform = jax.tree.map(lambda leaf: leaf[None], one)
-        return lax.cond(answered, lambda: token, lambda: _draw(x, params, uniform, sizes[1:])[0])
 
-    rows = (answered, token, x, params, uniform)
-    return lax.cond(jnp.all(answered), lambda: token, lambda: lax.map(next_tier, rows))
+def _looked_up(x: Array, values: Array, tokens: Array, cut: _Cut, asked: Array) -> tuple[Array, Array]:
+    """The log-probability of a given token. It is kept when it does not come after the last one that is."""
+    last = jnp.sum(cut.kept, 1)[:, None] - 1
+    last_value, last_token = (jnp.take_along_axis(of, last, 1)[:, 0] for of in (values, tokens))
+    value = jnp.take_along_axis(x, asked[:, None], 1)[:, 0]
+    kept = (value > last_value) | ((value == last_value) & (asked >= last_token)) | cut.kept[:, -1]
+    return cut.known, jnp.where(kept, value - values[:, 0] - jnp.log(cut.mass), -jnp.inf)
 
 
 def _cut(values: Float[Array, "B C"], x: Float[Array, "B V"], params: SamplingParams) -> _Cut:
@@ -181,20 +198,16 @@ def _cut(values: Float[Array, "B C"], x: Float[Array, "B V"], params: SamplingPa
     kept &= (exps >= params.min_p[:, None]) | first
     nothing_cut = (params.top_p >= 1.0) & (params.min_p <= 0.0)
     known = limited | (~top_k & (nothing_cut | ~kept[:, -1])) | (size == vocab)
-    return _Cut(kept, sums, behind, known)
+    mass = jnp.where(kept[:, -1], total, jnp.where(kept, exps, 0.0).sum(1))
+    return _Cut(kept, sums, behind, known, mass)
 
 
-def _only_valid(logits: Array, valid_vocab: int) -> Array:
-    """`-inf` for the ids that are padding of the vocabulary."""
-    if valid_vocab >= logits.shape[1]:
-        return logits
-    return jnp.where(jnp.arange(logits.shape[1])[None, :] < valid_vocab, logits, -jnp.inf)
-
-
-def _scale(logits: Array, seen: Array, params: SamplingParams) -> Array:
-    """float32[B, V]: logits after presence penalty and temperature, with no -0.0 (top_k would tell it from 0.0)."""
-    x = logits - jnp.where(seen, params.presence_penalty[:, None], 0.0)
-    x = _divide(x, jnp.where(params.greedy, 1.0, params.temperature))
+def _scaled(logits: Array, history: History, params: SamplingParams, valid_vocab: int) -> Array:
+    """float32[B, V]: logits after penalties and temperature, `-inf` where the vocabulary is padding, and with no -0.0
+    (top_k would tell it from 0.0)."""
+    if valid_vocab < logits.shape[1]:
+        logits = jnp.where(jnp.arange(logits.shape[1])[None, :] < valid_vocab, logits, -jnp.inf)
+    x = _divide(penalize(logits, history, params), jnp.where(params.greedy, 1.0, params.temperature))
     return jnp.where(x == 0.0, 0.0, x)
 
 

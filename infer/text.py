@@ -22,10 +22,14 @@ class RowText:
       chat: the prompt came from messages: content loses its outer newlines and tool calls are parsed. Raw text is
         continued as it stands.
       block: where the answer begins, see `AnswerParser`.
+      min_tokens: no stop string is looked for in the text of so many tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], *, chat: bool, block: Block = "closed"):
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...], *, chat: bool, block: Block = "closed", min_tokens: int = 0
+    ):
         self.stopped = False
+        self._min_tokens = min_tokens
         self._tokens: list[int] = []
         self._sampled: list[bool] = []
         self._log_probs: tuple[list[float], list[float]] = ([], [])
@@ -117,7 +121,8 @@ class RowText:
             dropped = min(self._template_newlines, len(text) - len(kept))
             text = text[dropped:]
             self._template_newlines = 0 if text else self._template_newlines - dropped
-        text, self.stopped = self._matcher.push(text)
+        if len(self._tokens) > self._min_tokens:
+            text, self.stopped = self._matcher.push(text)
         self._parser.text(text)
 
     def _take(self) -> list[ParsedOutput]:

@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _READ = (
-    "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p "
+    "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p repetition_penalty "
     "transformers_version _from_model_config use_cache max_length"  # say nothing about which tokens are chosen
 ).split()
 _OFF: tuple[Any, ...] = (None, False, 0, 1, "", [], {})  # what switches a setting off in Hugging Face
@@ -27,6 +28,7 @@ class GenerationDefaults:
     top_p: float | int | None = None
     top_k: int | None = None
     min_p: float | int | None = None
+    repetition_penalty: float | int | None = None
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "GenerationDefaults":
@@ -38,7 +40,7 @@ class GenerationDefaults:
         """
         eos = hf.get("eos_token_id")
         ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-        values: dict[str, Any] = {name: hf.get(name) for name in ("temperature", "top_p", "min_p", "top_k")}
+        values: dict[str, Any] = {name: hf.get(name) for name in _SAMPLING}
         for name, value in [*values.items(), *(("eos_token_id", i) for i in ids)]:
             integer = name in ("top_k", "eos_token_id")
             if value is not None and (
@@ -62,7 +64,7 @@ class GenerationDefaults:
         out: dict[str, Any] = {"do_sample": not greedy}
         if self.eos_token_ids:
             out["eos_token_id"] = list(self.eos_token_ids)
-        for name in ("bos_token_id", "pad_token_id", "temperature", "top_p", "top_k", "min_p"):
+        for name in ("bos_token_id", "pad_token_id", *_SAMPLING):
             value = getattr(self, name)
             if value is not None and not (greedy and name == "temperature"):
                 out[name] = value

@@ -63,8 +63,8 @@ def first_token_seconds(model: Any, params: Any, length: int) -> float:
     state = greedy_state(cache, tokens[:, 0], model.config.vocab_size)  # before the prompt is fed, as `generate` does
     logits, cache = prefill(model, params, cache, tokens, jnp.ones((1, length), bool))
     state = dataclasses.replace(state, cache=cache)
-    _, token, _ = first_token(state, logits, model.config.vocab_size)
-    jax.device_get(token)
+    _, out = first_token(state, logits, model.config.vocab_size)
+    jax.device_get(out.token)
     return since_start()
 
 
@@ -112,8 +112,8 @@ def speeds(model: Any, params: Any, args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(args.groups):
             began, made = time.perf_counter(), []
             for _ in range(GROUP // steps):
-                state, token, _ = program(params, state)
-                made.append(token)
+                state, step = program(params, state)
+                made.append(step.token)
             jax.device_get(made)
             seconds.append((time.perf_counter() - began) / GROUP)
         out[f"decode_{batch}_s"] = min(seconds)
@@ -123,30 +123,9 @@ def speeds(model: Any, params: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 def greedy_state(cache: Any, token: Any, vocab_size: int) -> Any:
     """The state of `infer.decode` for rows that are decoded greedily and never end."""
-    import jax
-    import jax.numpy as jnp
+    from qwen3_jax.infer.engine import plain_state
 
-    from qwen3_jax.infer.automaton import UNLIMITED, Tokens, initial
-    from qwen3_jax.infer.decode import DecodeState
-    from qwen3_jax.infer.sampling import SamplingParams
-
-    batch = token.shape[0]
-
-    def full(value: Any, dtype: Any = jnp.int32) -> Any:
-        return jnp.full((batch,), value, dtype)
-
-    sampling = {field.name: full(0, jnp.float32) for field in dataclasses.fields(SamplingParams)}
-    return DecodeState(
-        cache=cache,
-        token=token,
-        automaton=initial(
-            full(False, bool), full(UNLIMITED), full(UNLIMITED), jnp.zeros((batch, 32), jnp.int32), full(0)
-        ),
-        seen=jnp.zeros((batch, vocab_size), bool),
-        keys=jax.random.split(jax.random.key(0), batch),
-        sampling=SamplingParams(**{**sampling, "top_k": full(0), "top_p": full(1, jnp.float32)}),
-        tokens=Tokens(think=jnp.int32(-1), end_think=jnp.int32(-1), ends=jnp.full((1,), -1), pad=jnp.int32(0)),
-    )
+    return dataclasses.replace(plain_state(cache, token.shape[0], vocab_size), token=token)
 
 
 if __name__ == "__main__":

@@ -25,34 +25,37 @@ THINK, END_THINK, EOS, OTHER_EOS, PAD, NEWLINE = 1, 2, 3, 4, 0, 5
 TOKENS = Tokens(
     think=jnp.int32(THINK),
     end_think=jnp.int32(END_THINK),
-    ends=jnp.array([EOS, OTHER_EOS], jnp.int32),
     pad=jnp.int32(PAD),
 )
 
 
-def reference(stream, open_block, budget, max_new, closing):
+def reference(stream, open_block, budget, max_new, closing, content):
     """What one row must put out: written as the documentation says it, one token after another."""
-    out, parts, count, exhausted, end = [], [], 0, False, False
+    out, parts, sampled, count, exhausted = [], [], [], 0, False
     stream = iter(stream)
     inside = open_block
 
-    def emit(token, part):
+    def emit(token, part, own=True):
         out.append(token)
         parts.append(part)
+        sampled.append(own)
         return len(out) == max_new
 
+    def told(end):
+        return out, parts, sampled, count, exhausted, end
+
     while True:
-        if inside and count >= budget:
-            exhausted, tagged = True, False
-            for token in closing:
-                tagged = tagged or token == END_THINK
-                if emit(token, TAG if tagged else IN_THINKING):
-                    return out, parts, count, exhausted, end
-            inside = False
         token = next(stream)
+        if inside and count >= budget and not (budget > 0 and token == END_THINK):
+            exhausted, inside = True, False
+            for i, fed in enumerate(closing):
+                part = IN_THINKING if END_THINK not in closing[: i + 1] else IN_CONTENT if i >= content else TAG
+                if emit(fed, part, own=False):
+                    return told(False)
+            continue
         if token in (EOS, OTHER_EOS):
             emit(token, END)
-            return out, parts, count, exhausted, True
+            return told(True)
         if inside and token == END_THINK:
             inside, full = False, emit(token, TAG)
         elif inside:
@@ -63,34 +66,36 @@ def reference(stream, open_block, budget, max_new, closing):
         else:
             full = emit(token, IN_CONTENT)
         if full:
-            # A budget that ran out with the very last token is used up too.
-            return out, parts, count, exhausted or (inside and count >= budget), end
+            return told(False)
 
 
-def run(streams, open_block, budget, max_new, closing):
-    """The automaton over the same streams: a sampled token is used only when the row asks for one."""
+def run(streams, open_block, budget, max_new, closing, content=None):
+    """The automaton over the same streams. A sample that is thrown away for a fed token is used up like any other; no
+    sample is used while the text is being fed."""
     closing_array = np.zeros((len(streams), 8), np.int32)
     for i, text in enumerate(closing):
         closing_array[i, : len(text)] = text
     state = initial(
-        jnp.asarray(open_block),
-        jnp.asarray(budget, jnp.int32),
-        jnp.asarray(max_new, jnp.int32),
-        jnp.asarray(closing_array),
-        jnp.asarray([len(text) for text in closing], jnp.int32),
+        open_block=jnp.asarray(open_block),
+        budget=jnp.asarray(budget, jnp.int32),
+        max_new_tokens=jnp.asarray(max_new, jnp.int32),
+        closing=jnp.asarray(closing_array),
+        closing_length=jnp.asarray([len(text) for text in closing], jnp.int32),
+        closing_content=jnp.asarray(content or [len(text) for text in closing], jnp.int32),
+        ends=jnp.tile(jnp.array([[EOS, OTHER_EOS, -1]], jnp.int32), (len(streams), 1)),
     )
     step = jax.jit(advance)
-    out = [([], []) for _ in streams]
+    out = [([], [], []) for _ in streams]
     used = [0] * len(streams)
     while not np.all(np.asarray(state.phase) == DONE):
-        sampled = [stream[min(i, len(stream) - 1)] for stream, i in zip(streams, used, strict=True)]
+        sample = [stream[min(i, len(stream) - 1)] for stream, i in zip(streams, used, strict=True)]
         takes = np.isin(np.asarray(state.phase), (THINKING, ANSWERING))
-        state, token, part = step(state, jnp.asarray(sampled, jnp.int32), TOKENS)
+        state, made = step(state, jnp.asarray(sample, jnp.int32), TOKENS)
         for i in range(len(streams)):
             used[i] += int(takes[i])
-            if part[i] != NOTHING:
-                out[i][0].append(int(token[i]))
-                out[i][1].append(int(part[i]))
+            if made.part[i] != NOTHING:
+                for kept, value in zip(out[i], made, strict=True):
+                    kept.append(value[i].item())
     return out, state, step
 
 
@@ -104,13 +109,14 @@ def test_random_rows_equal_the_reference():
     open_block = rng.random(rows) < 0.4
     budget = np.where(rng.random(rows) < 0.2, UNLIMITED, rng.integers(0, 12, rows))
     max_new = rng.integers(1, 50, rows)
-    closing = [[NEWLINE, 6, 7, END_THINK, NEWLINE][rng.integers(0, 4) :] for _ in range(rows)]
-    out, state, step = run(streams, open_block, budget, max_new, closing)
+    closing = [[NEWLINE, 6, 7, END_THINK, NEWLINE, 8][rng.integers(0, 4) :] for _ in range(rows)]
+    content = [len(text) - int(kept) for text, kept in zip(closing, rng.integers(0, 3, rows), strict=True)]
+    out, state, step = run(streams, open_block, budget, max_new, closing, content)
     for i in range(rows):
-        expected = reference(streams[i], open_block[i], budget[i], max_new[i], closing[i])
+        expected = reference(streams[i], open_block[i], budget[i], max_new[i], closing[i], content[i])
         got = (*out[i], int(state.thinking_tokens[i]), bool(state.exhausted[i]), bool(state.hit_end[i]))
         assert got == expected, (i, streams[i], open_block[i], budget[i], max_new[i], closing[i])
-        assert got[2] <= budget[i]
+        assert got[3] <= budget[i]
         assert int(state.generated[i]) == len(out[i][0])
     assert step._cache_size() == 1
     # The streams did reach every kind of ending.
@@ -124,11 +130,17 @@ def test_random_rows_equal_the_reference():
         # The model opens and closes the block itself.
         ([THINK, 8, 8, END_THINK, 9, EOS], False, 5, ([THINK, 8, 8, END_THINK, 9, EOS], 2, False)),
         # The budget closes it after exactly three sampled tokens.
-        ([THINK, 8, 8, 8, 9, EOS], False, 3, ([THINK, 8, 8, 8, 6, END_THINK, NEWLINE, 9, EOS], 3, True)),
+        ([THINK, 8, 8, 8, 7, 9, EOS], False, 3, ([THINK, 8, 8, 8, 6, END_THINK, NEWLINE, 9, EOS], 3, True)),
         # An open block in the prompt and no budget at all.
-        ([9, EOS], True, 0, ([6, END_THINK, NEWLINE, 9, EOS], 0, True)),
+        ([7, 9, EOS], True, 0, ([6, END_THINK, NEWLINE, 9, EOS], 0, True)),
         # A block opened again after the budget is closed at once.
-        ([THINK, 8, 9, THINK, 9, EOS], False, 1, ([THINK, 8, 6, 2, 5, 9, THINK, 6, 2, 5, 9, EOS], 1, True)),
+        ([THINK, 8, 7, 9, THINK, 7, 9, EOS], False, 1, ([THINK, 8, 6, 2, 5, 9, THINK, 6, 2, 5, 9, EOS], 1, True)),
+        # The sample after the last one of the budget is the model's own tag: a natural close.
+        ([THINK, 8, 8, END_THINK, 9, EOS], False, 2, ([THINK, 8, 8, END_THINK, 9, EOS], 2, False)),
+        # An end token there is not: the budget closes the block, and the model goes on.
+        ([THINK, 8, 8, EOS, 9, EOS], False, 2, ([THINK, 8, 8, 6, END_THINK, NEWLINE, 9, EOS], 2, True)),
+        # With a budget of 0 the sample is not looked at.
+        ([END_THINK, 9, EOS], True, 0, ([6, END_THINK, NEWLINE, 9, EOS], 0, True)),
         # The answer never thinks: no budget is needed and none is counted.
         ([9, 9, EOS], False, 0, ([9, 9, EOS], 0, False)),
     ],

@@ -1,42 +1,26 @@
 """The compiled step: its two forms agree, and it makes no copy of the cache."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.infer.automaton import DONE, UNLIMITED, Tokens, initial
-from qwen3_jax.infer.decode import DecodeState, decode
-from qwen3_jax.infer.sampling import SamplingParams
+from qwen3_jax.infer.automaton import DONE, NOTHING
+from qwen3_jax.infer.decode import decode
+from qwen3_jax.infer.engine import plain_state
 from qwen3_jax.network.cache import init_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import restack
 from tests.tiny import dense_config, moe_config
 
 
-def make_state(config, layout, batch, capacity, max_new):
-    zeros, ones = jnp.zeros((batch,), jnp.float32), jnp.ones((batch,), jnp.float32)
-    return DecodeState(
-        cache=init_cache(config, batch, capacity, layout, jnp.float32),
-        token=jnp.full((batch,), 5, jnp.int32),
-        automaton=initial(
-            jnp.zeros((batch,), bool),
-            jnp.full((batch,), UNLIMITED, jnp.int32),
-            jnp.asarray(max_new, jnp.int32),
-            jnp.zeros((batch, 1), jnp.int32),
-            jnp.ones((batch,), jnp.int32),
-        ),
-        seen=jnp.zeros((batch, config.vocab_size), bool),
-        keys=jax.random.split(jax.random.key(0), batch),
-        sampling=SamplingParams(
-            temperature=ones,
-            top_k=jnp.zeros((batch,), jnp.int32),
-            top_p=ones + 0,
-            min_p=zeros,
-            presence_penalty=zeros + 0,
-        ),
-        tokens=Tokens(think=jnp.int32(-1), end_think=jnp.int32(-1), ends=jnp.array([-1], jnp.int32), pad=jnp.int32(0)),
-    )
+def make_state(config, layout, batch, capacity, max_new, lock_step=True):
+    cache = init_cache(config, batch, capacity, layout, jnp.float32, lock_step=lock_step)
+    state = plain_state(cache, batch, config.vocab_size, temperature=1.0, top_k=0, top_p=1.0, log_probs=True)
+    automaton = dataclasses.replace(state.automaton, max_new_tokens=jnp.asarray(max_new, jnp.int32))
+    return dataclasses.replace(state, token=jnp.full((batch,), 5, jnp.int32), automaton=automaton)
 
 
 @pytest.mark.parametrize("layout", ["stacked", "unrolled"])
@@ -45,11 +29,15 @@ def test_one_loop_of_k_steps_equals_k_steps(dense, layout):
     make = lambda: make_state(dense.model.config, layout, 2, 32, [5, 9])  # noqa: E731
     state, single = make(), []
     for _ in range(12):
-        state, tokens, parts = decode(dense.model, params, state, 300, 1)
-        single.append((np.asarray(tokens[0]), np.asarray(parts[0])))
-    looped, tokens, parts = decode(dense.model, params, make(), 300, 12)
-    np.testing.assert_array_equal(parts, [part for _, part in single])
-    np.testing.assert_array_equal(tokens, [token for token, _ in single])
+        state, out = decode(dense.model, params, state, 300, 1)
+        single.append(jax.tree.map(np.asarray, out))
+    looped, out = decode(dense.model, params, make(), 300, 12)
+    steps = jax.tree.map(lambda *parts: np.concatenate(parts), *single)
+    for name in ("token", "part", "sampled"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(steps, name))
+    real = steps.part != NOTHING
+    for name in ("log_prob", "sampling_log_prob"):
+        np.testing.assert_allclose(getattr(out, name)[real], getattr(steps, name)[real], rtol=1e-5)
     np.testing.assert_array_equal(looped.automaton.phase, DONE)
     np.testing.assert_array_equal(looped.automaton.generated, [5, 9])
     # The loop ends with its last row; the single steps went on with nothing to do.

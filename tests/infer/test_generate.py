@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.infer import GenerationConfig, generate, stream
 from qwen3_jax.infer.decode import TRACES
-from qwen3_jax.infer.generate import prompt_bucket
+from qwen3_jax.infer.engine import Engine, prompt_bucket
 from qwen3_jax.infer.rows import prepare
 from qwen3_jax.network.cache import grow_cache
 from qwen3_jax.parameters.specs import restack
@@ -98,6 +99,148 @@ def test_text_fed_at_the_budget_can_be_any(dense):
     (result,) = generate(*dense, [OPEN], paper)
     assert dense.tok.decode(result.tokens).find("directly now.\n</think>.\n\n") > 0
     assert not result.content.startswith(".")  # the rest of the fed text is not the model's answer
+
+
+def test_text_of_ones_own_after_the_tag_is_content(dense):
+    """Fed at the budget, it begins the answer, and the model goes on from there."""
+    for text in ("stop.\n</think>\n\nThe answer is", "stop</think>The answer is"):
+        config = GenerationConfig(thinking_budget=3, max_new_tokens=40, stop_thinking_text=text, log_probs=True)
+        (result,) = generate(*dense, [OPEN], config)
+        assert result.content.startswith("The answer is")
+        assert (result.thinking_tokens, result.budget_exhausted) == (3, True)
+        assert result.sampled == [
+            not 3 <= index < 3 + len(dense.tok.encode(text)) for index in range(len(result.tokens))
+        ]
+        pieces = list(stream(*dense, [OPEN], config))
+        assert "".join(piece.content for piece in pieces) == result.content
+
+
+def test_a_block_that_closes_itself_at_the_budget_is_not_cut(dense):
+    """The token after the budget's last one is the model's own tag: nothing is fed."""
+    end = dense.tok.end_think_id
+    budget = 4
+    config = dataclasses.replace(GREEDY, thinking_budget=budget, max_new_tokens=60, log_probs=True)
+    (cut,) = generate(*dense, [OPEN], config)
+    assert cut.budget_exhausted
+    # A bias that grows with nothing else: the tag wins everywhere, so the first sample closes the block.
+    (at_once,) = generate(*dense, [OPEN], dataclasses.replace(config, logit_bias={end: 100.0}, max_new_tokens=40))
+    assert at_once.tokens[0] == end
+    assert (at_once.thinking_tokens, at_once.budget_exhausted) == (0, False)
+    # And it wins exactly at the budget where no end of the answer may come before: `</think>` as the end token.
+    late = dataclasses.replace(config, logit_bias={end: 100.0}, stop_token_ids=(end,), min_tokens=budget)
+    (natural,) = generate(*dense, [OPEN], dataclasses.replace(late, max_new_tokens=40))
+    assert natural.tokens[:budget] == cut.tokens[:budget]
+    assert natural.tokens[budget] == end
+    assert (natural.thinking_tokens, natural.budget_exhausted) == (budget, False)
+    assert all(natural.sampled)
+
+
+def test_log_probs_are_those_of_the_model(dense):
+    """At temperature 1, of every token, fed ones included, against the whole sequence through the model at once."""
+    configs = [
+        GenerationConfig(temperature=0.7, top_k=12, top_p=0.9, seed=4, max_new_tokens=40, log_probs=True),
+        dataclasses.replace(GREEDY, thinking_budget=5, max_new_tokens=50, log_probs=True),
+        dataclasses.replace(GREEDY, max_new_tokens=9),
+    ]
+    drawn, budgeted, plain = generate(*dense, ["What is 3", OPEN, "hi"], configs)
+    assert (plain.log_probs, plain.sampling_log_probs, plain.sampled) == (None, None, None)
+    for prompt, result in (("What is 3", drawn), (OPEN, budgeted)):
+        ids = dense.tok.encode(prompt)
+        logits = dense.model.apply({"params": dense.params}, jnp.asarray([ids + result.tokens], jnp.int32)).logits[0]
+        expected = jax.nn.log_softmax(logits)[len(ids) - 1 : -1][jnp.arange(len(result.tokens)), result.tokens]
+        np.testing.assert_allclose(result.log_probs, expected, rtol=1e-4, atol=1e-4)
+    assert all(drawn.sampled)
+    assert all(with_cuts <= 0 for with_cuts in drawn.sampling_log_probs)
+    assert drawn.sampling_log_probs != drawn.log_probs
+    assert budgeted.sampling_log_probs == [0.0] * len(budgeted.tokens)  # greedy or fed: certain
+    assert budgeted.sampled.count(False) == len(dense.tok.encode(configs[1].stop_text))
+
+
+def test_n_answers_are_like_an_input_given_n_times(dense):
+    config = GenerationConfig(temperature=1.2, top_k=0, top_p=1.0, seed=5, max_new_tokens=12)
+    one = generate(*dense, ["hello", "What"], config)
+    three = generate(*dense, ["hello", "What"], dataclasses.replace(config, n=3))
+    assert [three[0], three[3]] == one  # the first is what it is without n
+    assert len({tuple(result.tokens) for result in three}) == 6
+    mixed = generate(*dense, ["hello", "What"], [dataclasses.replace(config, n=2), config])
+    assert len(mixed) == 3
+    with pytest.warns(UserWarning, match=r"no effect: n \(at temperature 0 all answers are the same\)"):
+        prepare(dense.model, dense.tok, ["hello"], dataclasses.replace(GREEDY, n=2), None)
+
+
+def test_more_inputs_than_slots(dense):
+    """Rows are admitted where others end: prompts, budgets and lengths of every kind, each as if it were alone."""
+    inputs = ["hello", OPEN, CHAT, "What is 3", OPEN + "世界", "a b c d e f g h i j k l m n o p q r s t", "7"]
+    lengths = [3, 60, 20, 1, 44, 30, 12]
+    configs = [
+        dataclasses.replace(GREEDY, max_new_tokens=length, thinking_budget=4 if length > 40 else None, log_probs=True)
+        for length in lengths
+    ]
+    alone = [generate(*dense, [item], [config])[0] for item, config in zip(inputs, configs, strict=True)]
+    for slots in (1, 2, 3):
+        results = generate(*dense, inputs, configs, max_num_seqs=slots)
+        for result, one in zip(results, alone, strict=True):
+            assert result.tokens == one.tokens
+            assert (result.content, result.thinking_tokens) == (one.content, one.thinking_tokens)
+            np.testing.assert_allclose(result.log_probs, one.log_probs, rtol=1e-4, atol=1e-4)
+
+
+def test_slots_on_an_accelerator_are_refilled_behind_the_call_in_flight(dense, monkeypatch):
+    inputs, configs = ["hello", "What", "7", OPEN, "hi"], [
+        dataclasses.replace(GREEDY, max_new_tokens=length) for length in (3, 17, 9, 40, 5)
+    ]
+    expected = [generate(*dense, [item], [config])[0] for item, config in zip(inputs, configs, strict=True)]
+    monkeypatch.setattr(sys.modules["qwen3_jax.infer.generate"], "_rhythm", lambda _: (1, 4, True))
+    assert generate(*dense, inputs, configs, max_num_seqs=2) == expected
+
+
+def test_slots_are_refilled_without_recompiling(dense):
+    config = dataclasses.replace(GREEDY, max_new_tokens=9)
+    inputs = [f"{word} {number}" for word in ("What", "hello") for number in range(6)]
+    generate(*dense, inputs, config, max_num_seqs=2)
+    before = dict(TRACES)
+    generate(*dense, [*inputs, "another one", "and one more"], dataclasses.replace(config, seed=3), max_num_seqs=2)
+    assert dict(TRACES) == before
+
+
+def test_a_stopped_row_frees_its_slot(dense):
+    (free,) = generate(*dense, ["hello"], GREEDY)
+    stop = free.content[4:7]
+    results = generate(*dense, ["hello"] * 5, dataclasses.replace(GREEDY, stop=stop), max_num_seqs=2)
+    assert [result.content for result in results] == [free.content[: free.content.index(stop)]] * 5
+    assert {result.finish_reason for result in results} == {"stop"}
+
+
+def test_end_tokens_can_be_ignored_added_and_put_off(dense):
+    (free,) = generate(*dense, ["hello"], GREEDY)
+    end, first = free.tokens[10], free.tokens.index(free.tokens[10])
+    ended = with_ends(dense, end)
+    (ignored,) = generate(*ended, ["hello"], dataclasses.replace(GREEDY, ignore_eos=True))
+    assert (ignored.tokens, ignored.finish_reason) == (free.tokens, "length")
+    (added,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, stop_token_ids=[end]))
+    assert (added.tokens, added.finish_reason) == (free.tokens[: first + 1], "stop")
+    (late,) = generate(*ended, ["hello"], dataclasses.replace(GREEDY, min_tokens=first + 4))
+    assert len(late.tokens) > first + 4
+    assert end not in late.tokens[: first + 4]
+    # Nor does a stop string end an answer that is too short.
+    stop = free.content[2:4]
+    (short,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, stop=stop))
+    (long,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, stop=stop, min_tokens=20))
+    assert len(short.tokens) < 20 <= len(long.tokens)
+
+
+def test_a_bias_and_penalties_change_what_is_written(dense):
+    (free,) = generate(*dense, ["hello"], GREEDY)
+    (only,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, logit_bias={"65": 100}))
+    assert only.tokens == [65] * 24
+    (without,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, logit_bias={free.tokens[0]: -100}))
+    assert free.tokens[0] not in without.tokens
+    (new,) = generate(*dense, ["hello"], dataclasses.replace(GREEDY, repetition_penalty=1e6))
+    assert len(set(new.tokens)) == 24
+    assert not set(new.tokens) & set(dense.tok.encode("hello"))  # the prompt counts, as in transformers
+    model = dense.model.clone(generation=GenerationDefaults(eos_token_ids=(511,), repetition_penalty=1e6))
+    (from_file,) = generate(model, dense.params, dense.tok, ["hello"], GREEDY)
+    assert from_file == new
 
 
 def test_a_budget_of_0_is_the_hard_switch(dense):
@@ -193,6 +336,9 @@ def test_nothing_recompiles(dense):
         {"top_k": 3, "min_p": 0.1, "presence_penalty": 1.5},
         {"seed": 99},
         {"stop": ("7", "xyz")},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "logit_bias": {5: 1.0, 6: -2.0}},
+        {"min_tokens": 12, "stop_token_ids": (3, 4)},
+        {"ignore_eos": True, "log_probs": True},
     ):
         generate(*dense, ["one two three", OPEN], dataclasses.replace(base, **change))
     generate(*dense, ["one", "</think> <think>"], base)  # other lengths within the bucket
@@ -206,8 +352,9 @@ def test_a_cache_that_grows_changes_nothing(dense):
 
 def test_the_cache_grows_to_what_is_needed_and_no_further(dense, monkeypatch):
     """A prompt of up to 16 tokens and 250 new ones take 266 slots, in steps of 8."""
-    module, grown = sys.modules["qwen3_jax.infer.generate"], []
-    monkeypatch.setattr(module, "_CACHE_QUANTUM", 8)
+    module, grown = sys.modules["qwen3_jax.infer.engine"], []
+    monkeypatch.setattr(module, "CACHE_QUANTUM", 8)
+    monkeypatch.setattr(sys.modules["qwen3_jax.infer.schedule"], "CACHE_QUANTUM", 8)
     monkeypatch.setattr(module, "grow_cache", lambda cache, slots: grown.append(slots) or grow_cache(cache, slots))
     (result,) = generate(*dense, ["What is"], dataclasses.replace(GREEDY, max_new_tokens=250))
     assert grown == [272]  # from 144; doubled it would be 288
@@ -217,11 +364,11 @@ def test_the_cache_grows_to_what_is_needed_and_no_further(dense, monkeypatch):
 @pytest.mark.parametrize("prompt", ["What is", OPEN], ids=["raw", "chat"])
 def test_an_accelerator_gets_its_next_call_before_the_last_one_is_read(dense, prompt, monkeypatch):
     module, events = sys.modules["qwen3_jax.infer.generate"], []
-    decode, emit, config = module.decode, module._emit, dataclasses.replace(GREEDY, max_new_tokens=20)
+    step, emit, config = Engine.step, module._emit, dataclasses.replace(GREEDY, max_new_tokens=20)
     expected = generate(*dense, [prompt, "hello"], config)
     assert module._rhythm("gpu") == (1, 32, True)
     monkeypatch.setattr(module, "_rhythm", lambda _: (1, 4, True))
-    monkeypatch.setattr(module, "decode", lambda *x: events.append("dispatch") or decode(*x))
+    monkeypatch.setattr(Engine, "step", lambda *x: events.append("dispatch") or step(*x))
     monkeypatch.setattr(module, "_emit", lambda *x: events.append("read") or emit(*x))
     assert generate(*dense, [prompt, "hello"], config) == expected
     assert events[:4] == ["dispatch", "read", "dispatch", "read"]
@@ -357,6 +504,16 @@ def test_what_can_not_work_is_refused_before_anything_runs(dense, inputs, config
         {"seed": 2**32},
         {"stop": ("",)},
         {"stop_thinking_text": ""},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": -1.0},
+        {"frequency_penalty": 2.5},
+        {"logit_bias": {5: 101}},
+        {"logit_bias": {-1: 1}},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": dict.fromkeys(range(513), 1.0)},
+        {"min_tokens": -1},
+        {"n": 0},
+        {"stop_token_ids": (-1,)},
     ],
 )
 def test_settings_no_sampler_can_use(settings):

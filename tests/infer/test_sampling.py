@@ -7,41 +7,55 @@ import pytest
 from scipy import stats
 
 from qwen3_jax.infer import sampling
-from qwen3_jax.infer.sampling import SamplingParams, best_logits, first_largest, process_logits, sample
+from qwen3_jax.infer.penalties import History, penalize
+from qwen3_jax.infer.sampling import best_logits, first_largest, process_logits, sample, sampling_log_probs
+from qwen3_jax.infer.sampling_params import SamplingParams, sampling_params
 
-VALUES = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0}
 THINKING = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
 ANSWERING = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "presence_penalty": 1.5}
 
 
 def rows_of(*rows: dict) -> SamplingParams:
-    full = [VALUES | row for row in rows]
-    return SamplingParams(
-        **{
-            name: jnp.asarray(np.array([r[name] for r in full], np.int32 if name == "top_k" else np.float32))
-            for name in VALUES
-        }
-    )
+    return sampling_params(rows)
 
 
 def repeated(row: dict, batch: int) -> SamplingParams:
     return rows_of(*[row] * batch)
 
 
-def none_seen(logits: jax.Array) -> jax.Array:
-    return jnp.zeros(logits.shape, bool)
+def having(seen: jax.Array) -> History:
+    """Rows that have generated each of the tokens `seen` once."""
+    batch = seen.shape[0]
+    return History(
+        counts=jnp.asarray(seen, jnp.int32),
+        prompt=jnp.zeros(seen.shape, bool),
+        generated=jnp.zeros(batch, jnp.int32),
+        ends=jnp.full((batch, 8), -1, jnp.int32),
+    )
+
+
+def none_seen(logits: jax.Array) -> History:
+    return having(jnp.zeros(logits.shape, bool))
+
+
+def all_seen(logits: jax.Array) -> History:
+    return having(jnp.ones(logits.shape, bool))
 
 
 def keys_of(batch: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), batch)
 
 
-draw = jax.jit(sample, static_argnames="valid_vocab")
+_draw = jax.jit(sample, static_argnames="valid_vocab")
 _process = jax.jit(process_logits, static_argnames="valid_vocab")
 
 
-def process(logits: jax.Array, seen: jax.Array, params: SamplingParams, valid_vocab: int | None = None) -> jax.Array:
-    return _process(logits, seen, params, valid_vocab=logits.shape[1] if valid_vocab is None else valid_vocab)
+def draw(*args: jax.Array, valid_vocab: int) -> jax.Array:
+    return _draw(*args, valid_vocab=valid_vocab)[0]
+
+
+def process(logits: jax.Array, history: History, params: SamplingParams, valid_vocab: int | None = None) -> jax.Array:
+    return _process(logits, history, params, valid_vocab=logits.shape[1] if valid_vocab is None else valid_vocab)
 
 
 def test_processed_logits_leave_out_what_is_padding_of_the_vocabulary():
@@ -100,7 +114,7 @@ def log_probs_of_transformers(logits: np.ndarray, rows: list[dict]) -> np.ndarra
 
 
 def our_log_probs(logits: np.ndarray, rows: list[dict]) -> np.ndarray:
-    kept = process(jnp.asarray(logits), jnp.zeros(logits.shape, bool), rows_of(*rows))
+    kept = process(jnp.asarray(logits), none_seen(logits), rows_of(*rows))
     return np.asarray(jax.nn.log_softmax(kept, -1))
 
 
@@ -129,7 +143,7 @@ def test_presence_penalty_is_subtracted_once_before_temperature() -> None:
     logits = rng.normal(size=(3, 100)).astype(np.float32)
     seen = rng.random((3, 100)) < 0.3
     rows = [{"presence_penalty": p, "temperature": t} for p, t in [(1.5, 0.5), (0.0, 2.0), (-0.5, 1.0)]]
-    ours = process(jnp.asarray(logits), jnp.asarray(seen), rows_of(*rows))
+    ours = process(jnp.asarray(logits), having(seen), rows_of(*rows))
     expected = np.stack(
         [(x - r["presence_penalty"] * s) / r["temperature"] for x, s, r in zip(logits, seen, rows, strict=True)]
     )
@@ -141,8 +155,8 @@ def test_greedy_is_argmax_after_the_penalty_and_the_first_among_equals() -> None
     seen = jnp.asarray([[False, True, False, False], [True, True, True, True], [False, True, True, True]])
     greedy = {"temperature": 0.0, "top_k": 2, "top_p": 0.3}
     params = rows_of(greedy | {"presence_penalty": 0.2}, greedy, greedy | {"presence_penalty": 2.6})
-    assert draw(logits, seen, params, keys_of(3), valid_vocab=4).tolist() == [2, 0, 0]
-    kept = process(logits, seen, params)
+    assert draw(logits, having(seen), params, keys_of(3), valid_vocab=4).tolist() == [2, 0, 0]
+    kept = process(logits, having(seen), params)
     assert np.isfinite(kept).tolist() == [
         [False, False, True, False],
         [True, False, False, False],
@@ -189,7 +203,7 @@ def test_frequencies_are_the_probabilities_whatever_the_tiers(monkeypatch: pytes
     tokens = []
     for tiers in (SMALL_TIERS, ()):
         monkeypatch.setattr(sampling, "TIERS", tiers)
-        run = jax.jit(lambda *args: sample(*args, VOCAB))
+        run = jax.jit(lambda *args: sample(*args, VOCAB)[0])
         keys = [keys_of(len(logits), seed) for seed in range(rounds)]
         tokens.append(np.stack([run(logits, none_seen(logits), params, key) for key in keys]))
     assert np.array_equal(*tokens)
@@ -210,7 +224,7 @@ def test_a_row_depends_on_neither_neighbours_nor_batch_size() -> None:
     """Not a bit of it: eight different rows alone, in any order, and beside rows that need the whole vocabulary."""
     vocab, valid = 1500, 1400
     logits = jnp.asarray(vectors(8, vocab, 7)) + 0.0
-    seen = jnp.asarray(np.random.default_rng(8).random((8, vocab)) < 0.1)
+    seen = having(np.random.default_rng(8).random((8, vocab)) < 0.1)
     params = rows_of(*MIXED)
     hard = repeated({"temperature": 3.0, "top_k": 1000}, 8)
     pick = jax.jit(lambda rows, at: jax.tree.map(lambda x: x[at], rows))
@@ -222,7 +236,7 @@ def test_a_row_depends_on_neither_neighbours_nor_batch_size() -> None:
         assert np.array_equal(draw(*pick(rows, shuffled), valid_vocab=valid), together[shuffled])
         for i in range(8):
             assert draw(*pick(rows, np.array([i])), valid_vocab=valid).item() == together[i]
-            beside = jax.tree.map(lambda x, y: jnp.where(np.arange(8) == i, x, y), params, hard)  # noqa: B023
+            beside = jax.tree.map(lambda x, y: y.at[i].set(x[i]), params, hard)  # noqa: B023
             assert draw(logits, seen, beside, keys, valid_vocab=valid)[i] == together[i]
 
 
@@ -238,7 +252,8 @@ def test_an_answered_row_never_reaches_a_later_tier(monkeypatch: pytest.MonkeyPa
     logits = logits.at[:, vocab - 1].set(-9.0)
     answered = [THINKING, ANSWERING, {"top_k": 64}, {"temperature": 0.0}, {"temperature": 0.2, "top_p": 0.9}]
     whole = [{"temperature": 3.0, "top_p": 0.9}, {"top_k": 500}, {"temperature": 4.0, "min_p": 0.1}]
-    token = jax.jit(sample, static_argnums=4)(logits, none_seen(logits), rows_of(*answered, *whole), keys_of(8), vocab)
+    params = rows_of(*answered, *whole)
+    token = jax.jit(sample, static_argnums=4)(logits, none_seen(logits), params, keys_of(8), vocab)[0]
     assert (token == vocab - 1).tolist() == [False] * len(answered) + [True] * len(whole)
 
 
@@ -247,11 +262,91 @@ def test_padding_and_minus_infinity_are_never_drawn() -> None:
     logits = jnp.zeros((batch, vocab)).at[:, valid:].set(50.0).at[:, 1:valid:2].set(-jnp.inf)
     params = rows_of(*MIXED[:6], {"temperature": 0.0, "presence_penalty": -3.0}, {"temperature": 3.0, "top_k": vocab})
     for seed in range(8):
-        token = np.asarray(draw(logits, ~none_seen(logits), params, keys_of(batch, seed), valid_vocab=valid))
+        token = np.asarray(draw(logits, all_seen(logits), params, keys_of(batch, seed), valid_vocab=valid))
         assert (token < valid).all()
         assert not (token % 2).any()
     token = draw(jnp.full_like(logits, jnp.nan), none_seen(logits), params, keys_of(batch), valid_vocab=valid)
     assert (np.asarray(token) < valid).all()  # garbage in, but no index outside
+
+
+ASKS = [
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 0.7, "presence_penalty": -0.4},
+    {"logit_bias": {3: 2.5, 70: -100.0, 699: 4.0}},
+    {"min_tokens": 9},
+    {"repetition_penalty": 0.8, "frequency_penalty": -0.3, "logit_bias": {5: 1.0}, "min_tokens": 3},
+    {"min_tokens": 4},
+    {},
+    {"repetition_penalty": 2.0, "temperature": 0.0, "min_tokens": 9},
+]
+
+
+def long_history(vocab: int) -> tuple[History, list[list[int]], list[list[int]]]:
+    """For eight rows: five tokens generated by each, some of them twice, and four of the prompt; the end tokens 7 and
+    11. As our arrays, and as lists of prompt and answer."""
+    rng = np.random.default_rng(1)
+    prompts, answers = (rng.integers(0, 40, (8, size)) for size in (4, 5))
+    counts, prompt = np.zeros((8, vocab), np.int32), np.zeros((8, vocab), bool)
+    np.add.at(counts, (np.arange(8)[:, None], answers), 1)
+    prompt[np.arange(8)[:, None], prompts] = True
+    ends = jnp.tile(jnp.array([[7, 11, -1]], jnp.int32), (8, 1))
+    history = History(jnp.asarray(counts), jnp.asarray(prompt), jnp.full(8, 5, jnp.int32), ends)
+    return history, prompts.tolist(), answers.tolist()
+
+
+def test_penalties_equal_the_processors_of_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers")
+    logits = vectors(8, VOCAB, 9)
+    history, prompts, answers = long_history(VOCAB)
+    ours = np.asarray(jax.jit(penalize)(jnp.asarray(logits), history, rows_of(*ASKS)))
+    for i, asked in enumerate(ASKS):
+        processors = hf.LogitsProcessorList()
+        if "logit_bias" in asked:
+            biases = {(token,): bias for token, bias in asked["logit_bias"].items()}
+            processors.append(hf.SequenceBiasLogitsProcessor(biases))
+        if "repetition_penalty" in asked:
+            processors.append(hf.RepetitionPenaltyLogitsProcessor(asked["repetition_penalty"]))
+        expected = processors(torch.tensor([prompts[i] + answers[i]]), torch.tensor(logits[i : i + 1]))
+        counts = np.bincount(answers[i], minlength=VOCAB)  # OpenAI's formula; transformers has neither
+        once, often = asked.get("presence_penalty", 0.0), asked.get("frequency_penalty", 0.0)
+        expected = expected - torch.tensor(counts * often + (counts > 0) * once, dtype=torch.float32)
+        if "min_tokens" in asked:
+            ids = torch.tensor([prompts[i] + answers[i]])
+            expected = hf.MinNewTokensLengthLogitsProcessor(len(prompts[i]), asked["min_tokens"], [7, 11])(
+                ids, expected
+            )
+        np.testing.assert_allclose(ours[i], expected[0], rtol=1e-6, atol=1e-6)
+    assert np.isneginf(ours[3, [7, 11]]).all()  # 5 of 9 tokens are there
+    assert np.isfinite(ours[5, [7, 11]]).all()  # 4 were asked for
+
+
+def test_a_row_that_asks_for_nothing_is_the_same_beside_one_that_does() -> None:
+    logits, (history, *_) = jnp.asarray(vectors(8, VOCAB, 9)), long_history(VOCAB)
+    beside, alone = (jax.jit(penalize)(logits, history, rows_of(*rows)) for rows in (ASKS, [{}] * 8))
+    assert np.array_equal(beside[6], logits[6])
+    assert np.array_equal(alone, logits)
+
+
+@pytest.mark.parametrize("tiers", [SMALL_TIERS, ()], ids=["tiers", "whole"])
+def test_log_probs_of_tokens_equal_those_of_the_processed_logits(tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any token, removed ones included, and of those that are drawn; without the sort of `process_logits`."""
+    monkeypatch.setattr(sampling, "TIERS", tiers)
+    logits, (history, *_) = jnp.asarray(vectors(8, VOCAB, 12)), long_history(VOCAB)
+    params = rows_of(*[{**asked, **row} for asked, row in zip(ASKS, MIXED, strict=True)])
+    valid = VOCAB - 10
+    expected = np.asarray(jax.nn.log_softmax(process(logits, history, params, valid_vocab=valid), -1))
+    look_up = jax.jit(lambda *args: sampling_log_probs(*args, valid))
+    rng, order = np.random.default_rng(2), np.argsort(-expected, axis=1)
+    edges = (expected > -np.inf).sum(1)[:, None] + np.arange(-2, 2)[None, :]  # around the last token that is kept
+    some = [np.take_along_axis(order, np.clip(edge, 0, VOCAB - 1)[:, None], 1)[:, 0] for edge in edges.T]
+    for tokens in [*some, *rng.integers(0, VOCAB, (6, 8))]:
+        found = look_up(logits, history, params, jnp.asarray(tokens, jnp.int32))
+        np.testing.assert_allclose(found, expected[np.arange(8), tokens], rtol=1e-5, atol=1e-5)
+    both = jax.jit(lambda *args: sample(*args, valid))
+    for seed in range(6):
+        token, log_prob = both(logits, history, params, keys_of(8, seed))
+        np.testing.assert_allclose(log_prob, expected[np.arange(8), token], rtol=1e-5, atol=1e-5)
 
 
 def test_one_trace_for_all_values() -> None:
@@ -261,12 +356,13 @@ def test_one_trace_for_all_values() -> None:
     def run(*args: jax.Array) -> jax.Array:
         nonlocal traces
         traces += 1
-        return sample(*args, valid_vocab=300)
+        return sample(*args, valid_vocab=300)[0]
 
     logits = jnp.asarray(vectors(8, 300, 0))
     for i, row in enumerate(MIXED):
         run(logits, none_seen(logits), repeated(row, 8), keys_of(8, i))
-    run(logits, ~none_seen(logits), rows_of(*MIXED), keys_of(8))
+    run(logits, all_seen(logits), rows_of(*MIXED), keys_of(8))
+    run(logits, all_seen(logits), rows_of(*ASKS), keys_of(8))
     assert traces == 1
 
 
