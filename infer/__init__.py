@@ -3,6 +3,7 @@
 from qwen3_jax.infer.config import GenerationConfig
 from qwen3_jax.infer.generate import generate, stream
 from qwen3_jax.infer.results import Piece, Result
+from qwen3_jax.infer.score import score
 from qwen3_jax.infer.stop_thinking_text import PAPER_STOP_THINKING_TEXT, STOP_THINKING_TEXT
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Piece",
     "Result",
     "generate",
+    "score",
     "stream",
 ]

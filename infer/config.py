@@ -89,7 +89,9 @@ class GenerationConfig:
             value = getattr(self, name)
             if not (isinstance(value, bool) or (value is None and name == "enable_thinking")):  # 0 is no False
                 raise ValueError(f"{name} must be True or False, got {value!r}: choose one")
-        if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in self.stop_token_ids):
+        if any(
+            isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in self.stop_token_ids or ()
+        ):
             raise ValueError(f"stop_token_ids must be token ids, got {self.stop_token_ids!r}: see qwen3-jax tokenize")
         if self.max_new_tokens is not None and self.min_tokens > self.max_new_tokens:
             raise ValueError(
@@ -117,8 +119,8 @@ class GenerationConfig:
             name: next(v for v in (getattr(self, name), getattr(defaults, name), recommended) if v is not None)
             for name, recommended in _RECOMMENDED[thinks].items()
         }
-        penalties = {name: getattr(self, name) or 0.0 for name in ("presence_penalty", "frequency_penalty")}
-        return dataclasses.replace(self, **penalties, **filled)
+        filled |= {name: getattr(self, name) or 0.0 for name in ("presence_penalty", "frequency_penalty")}
+        return dataclasses.replace(self, **filled)
 
 
 def _biases(biases: Mapping[int | str, float]) -> dict[int, float]:

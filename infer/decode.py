@@ -27,32 +27,46 @@ from qwen3_jax.sharding import axes_of, current_mesh
 # Number of times each function was traced: what tests assert "nothing recompiles" with.
 TRACES: collections.Counter[str] = collections.Counter()
 
+WIDE = ("counts", "prompt")  # fields of `RowStates` with an entry a token of the vocabulary
+
 
 @flax.struct.dataclass
-class DecodeState:
-    """A batch of B answers in the making; donated to each step and returned by it. All but `cache` and `tokens` has one
-    entry a row.
+class RowStates:
+    """What the B rows of a batch carry from step to step, besides the cache.
 
     Attributes:
-      cache: keys and values of the prompt and of every token but the last.
       token: int32[B], the last token, which the next step feeds.
       automaton: phase, counts and budget of each row.
       counts: int32[B, V], how often each token was generated, for the penalties.
       prompt: bool[B, V], tokens of the prompt, for the repetition penalty.
       keys: PRNG key of each row; step t samples with fold_in(key, t), whatever the neighbours do.
       sampling: temperature, top_k, ... of each row.
-      tokens: ids of the think tags and of padding.
     """
 
     __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
 
-    cache: KVCache
     token: Int[Array, " B"]
     automaton: Automaton
     counts: Int[Array, "B V"]
     prompt: Bool[Array, "B V"]
     keys: Array
     sampling: SamplingParams
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """A batch of answers in the making; donated to each step and returned by it.
+
+    Attributes:
+      cache: keys and values of the prompt and of every token but the last.
+      rows: everything else that rows have.
+      tokens: ids of the think tags and of padding.
+    """
+
+    __no_type_check__ = True  # while JAX lowers or maps a pytree, its fields are not arrays
+
+    cache: KVCache
+    rows: RowStates
     tokens: Tokens
 
 
@@ -115,7 +129,7 @@ def decode(
     TRACES["decode"] += 1
 
     def step(state: DecodeState) -> tuple[DecodeState, StepOutput]:
-        out = model.apply({"params": params}, state.token[:, None], cache=state.cache, logits_to_keep=1)
+        out = model.apply({"params": params}, state.rows.token[:, None], cache=state.cache, logits_to_keep=1)
         state = dataclasses.replace(state, cache=out.cache)
         return _choose(state, out.logits[:, 0], valid_vocab, model.placement)
 
@@ -124,14 +138,14 @@ def decode(
         return state, jax.tree.map(lambda x: x[None], made)
 
     def running(carry: tuple[Array, DecodeState, StepOutput]) -> Array:
-        return (carry[0] < num_steps) & jnp.any(carry[1].automaton.phase != DONE)
+        return (carry[0] < num_steps) & jnp.any(carry[1].rows.automaton.phase != DONE)
 
     def body(carry: tuple[Array, DecodeState, StepOutput]) -> tuple[Array, DecodeState, StepOutput]:
         i, state, made = carry
         state, out = step(state)
         return i + 1, state, jax.tree.map(lambda all_, one: all_.at[i].set(one), made, out)
 
-    shape = (num_steps, state.token.shape[0])
+    shape = (num_steps, state.rows.token.shape[0])
     nothing = StepOutput(
         token=jnp.full(shape, state.tokens.pad),
         part=jnp.full(shape, NOTHING, jnp.int32),
@@ -148,40 +162,37 @@ def insert(state: DecodeState, slots: Int[Array, " R"], prefix: DecodeState) -> 
     """Puts the rows of `prefix`, which have their first token, into these slots of a state with a row-wise cache. A
     slot outside of the batch drops its row."""
     TRACES["insert"] += 1
-    rows = jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), *map(_rows_alone, (state, prefix)))
-    rows = _laid_out(rows, state.cache.placement)
-    return dataclasses.replace(rows, cache=insert_rows(state.cache, slots, prefix.cache), tokens=state.tokens)
+    rows = jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), state.rows, prefix.rows)
+    cache = insert_rows(state.cache, slots, prefix.cache)
+    return dataclasses.replace(state, cache=cache, rows=_laid_out(rows, cache.placement))
 
 
 @partial(jax.jit, static_argnames=("num_slots", "placement"))
-def empty_rows(prefix: DecodeState, num_slots: int, placement: Placement = ONE_DEVICE) -> DecodeState:
-    """`num_slots` rows that are done, of the kind of `prefix` and without a cache, for `insert`."""
-    rows = jax.tree.map(lambda x: jnp.repeat(x[:1], num_slots, axis=0), _rows_alone(prefix))
+def empty_rows(like: RowStates, num_slots: int, placement: Placement = ONE_DEVICE) -> RowStates:
+    """`num_slots` rows that are done, with arrays of the shapes of `like`, for `insert`."""
+    rows = jax.tree.map(lambda x: jnp.repeat(x[:1], num_slots, axis=0), like)
     phase = jnp.full((num_slots,), DONE, jnp.int32)
-    rows = dataclasses.replace(rows, automaton=dataclasses.replace(rows.automaton, phase=phase), tokens=prefix.tokens)
-    return _laid_out(rows, placement)
+    automaton = dataclasses.replace(rows.automaton, phase=phase)
+    return _laid_out(dataclasses.replace(rows, automaton=automaton), placement)
 
 
 @partial(jax.jit, donate_argnames=("state",))
-def finish_rows(state: DecodeState, rows: Bool[Array, " B"]) -> DecodeState:
+def finish_rows(state: DecodeState, ended: Bool[Array, " B"]) -> DecodeState:
     """Ends rows from outside: a stop string was found in their text."""
-    phase = jnp.where(rows, DONE, state.automaton.phase)
-    automaton = dataclasses.replace(state.automaton, phase=phase, hit_end=state.automaton.hit_end | rows)
-    return dataclasses.replace(state, automaton=automaton)
+    phase = jnp.where(ended, DONE, state.rows.automaton.phase)
+    automaton = dataclasses.replace(state.rows.automaton, phase=phase, hit_end=state.rows.automaton.hit_end | ended)
+    return dataclasses.replace(state, rows=dataclasses.replace(state.rows, automaton=automaton))
 
 
-def _rows_alone(state: DecodeState) -> DecodeState:
-    """What has an entry a row, without the cache."""
-    return dataclasses.replace(state, cache=None, tokens=None)
-
-
-def _laid_out(state: DecodeState, placement: Placement) -> DecodeState:
+def _laid_out(rows: RowStates, placement: Placement) -> RowStates:
     """On a mesh: what has an entry a token of the vocabulary is split by rows. The rest is a few numbers a row: every
     device has them all, and the host can read them from any."""
-    small = dataclasses.replace(state, cache=None, counts=None, prompt=None)
-    small = jax.tree.map(lambda x: placement.constrain(x, *(None,) * x.ndim), small)
-    wide = {name: placement.constrain(getattr(state, name), "batch", None) for name in ("counts", "prompt")}
-    return dataclasses.replace(small, cache=state.cache, **wide)
+
+    def place(path: tuple, x: Array) -> Array:
+        return placement.constrain(x, "batch" if path[0].name in WIDE else None, *(None,) * (x.ndim - 1))
+
+    placed: RowStates = jax.tree_util.tree_map_with_path(place, rows)
+    return placed
 
 
 def _choose(
@@ -189,38 +200,31 @@ def _choose(
 ) -> tuple[DecodeState, StepOutput]:
     """The next token of every row; each device does it for its own rows: no row depends on another, and loops over
     rows stay local."""
-    fields = (state.automaton, state.counts, state.prompt, state.keys, state.sampling)
     choose = partial(_choose_rows, valid_vocab=valid_vocab)
     if current_mesh() is not None:
-        rows, all_ = PartitionSpec(axes_of("batch", placement.rules)), PartitionSpec()
-        choose = jax.shard_map(choose, in_specs=(rows,) * 6 + (all_,), out_specs=rows, check_vma=False)
-    automaton, counts, out = choose(logits, *fields, state.tokens)
+        by_row = PartitionSpec(axes_of("batch", placement.rules))
+        specs = (by_row, by_row, PartitionSpec())
+        choose = jax.shard_map(choose, in_specs=specs, out_specs=by_row, check_vma=False)
+    rows, out = choose(logits, state.rows, state.tokens)
     out = jax.tree.map(lambda x: placement.constrain(x, None), out)
-    state = dataclasses.replace(state, automaton=automaton, token=out.token, counts=counts)
-    return _laid_out(state, placement), out
+    return dataclasses.replace(state, rows=_laid_out(rows, placement)), out
 
 
 def _choose_rows(
-    logits: Array,
-    automaton: Automaton,
-    counts: Array,
-    prompt: Array,
-    keys: Array,
-    sampling: SamplingParams,
-    tokens: Tokens,
-    valid_vocab: int,
-) -> tuple[Automaton, Array, StepOutput]:
-    keys = jax.vmap(jax.random.fold_in)(keys, automaton.generated)
-    history = History(counts=counts, prompt=prompt, generated=automaton.generated, ends=automaton.ends)
+    logits: Float[Array, "B V"], rows: RowStates, tokens: Tokens, valid_vocab: int
+) -> tuple[RowStates, StepOutput]:
+    generated, sampling = rows.automaton.generated, rows.sampling
+    keys = jax.vmap(jax.random.fold_in)(rows.keys, generated)
+    history = History(counts=rows.counts, prompt=rows.prompt, generated=generated, ends=rows.automaton.ends)
     drawn, drawn_with = sample(logits, history, sampling, keys, valid_vocab)
-    was_done = automaton.phase == DONE
-    automaton, step = advance(automaton, drawn, tokens)
+    running = (rows.automaton.phase != DONE).astype(jnp.int32)
+    automaton, step = advance(rows.automaton, drawn, tokens)
     log_prob = jax.lax.cond(
         jnp.any(sampling.log_probs),
         lambda: log_probs_at_1(logits, step.token),
         lambda: jnp.zeros(step.token.shape, jnp.float32),
     )
-    counts = counts.at[jnp.arange(counts.shape[0]), step.token].add((~was_done).astype(jnp.int32))
+    counts = rows.counts.at[jnp.arange(running.shape[0]), step.token].add(running)
     out = StepOutput(
         token=step.token,
         part=step.part,
@@ -228,4 +232,4 @@ def _choose_rows(
         log_prob=log_prob,
         sampling_log_prob=jnp.where(step.sampled, drawn_with, 0.0),
     )
-    return automaton, counts, out
+    return dataclasses.replace(rows, automaton=automaton, token=step.token, counts=counts), out

@@ -20,7 +20,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from qwen3_jax.infer.automaton import UNLIMITED, Tokens, initial
-from qwen3_jax.infer.decode import DecodeState, StepOutput, decode, empty_rows, finish_rows, first_token, insert, prefill
+from qwen3_jax.infer.decode import (
+    WIDE,
+    DecodeState,
+    RowStates,
+    StepOutput,
+    decode,
+    empty_rows,
+    finish_rows,
+    first_token,
+    insert,
+    prefill,
+)
 from qwen3_jax.infer.rows import Row, plain_row
 from qwen3_jax.infer.sampling_params import NOWHERE, sampling_params
 from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
@@ -94,7 +105,7 @@ class Engine:
         rows = [*rows, *[filler] * (batch - len(rows))]
         # Before the prompt is fed: anything computed op by op after it would wait for it, while the next program can
         # be traced and loaded meanwhile.
-        start = self._start(rows)
+        fields = self._start(rows)
         bucket = prompt_bucket(max(len(row.tokens) for row in rows))
         tokens = np.full((batch, bucket), self.pad, np.int32)
         real = np.zeros((batch, bucket), bool)
@@ -107,20 +118,20 @@ class Engine:
             part = slice(begin, begin + chunk)
             fed = replicate((tokens[:, part], real[:, part]), self.mesh)
             logits, cache = prefill(self.model, self.params, cache, *fed)
-        state = DecodeState(cache=cache, **start)
+        state = DecodeState(cache=cache, **fields)
         return first_token(state, logits, self.valid_vocab, self.model.placement)
 
     def empty(self, prefix: DecodeState, num_slots: int) -> DecodeState:
         """A state of `num_slots` free slots, for rows of the kind of `prefix`."""
-        rows = empty_rows(dataclasses.replace(prefix, cache=None), num_slots, self.model.placement)
+        rows = empty_rows(prefix.rows, num_slots, self.model.placement)
         cache = self._empty_cache(num_slots, prefix.cache.capacity, lock_step=False)
-        return dataclasses.replace(rows, cache=cache)
+        return DecodeState(cache=cache, rows=rows, tokens=prefix.tokens)
 
     def insert(self, state: DecodeState, slots: Sequence[int], prefix: DecodeState) -> DecodeState:
-        """Puts the first rows of `prefix` into these slots, whatever they held; the cache grows where that is needed."""
+        """Puts the first rows of `prefix` into these slots, whatever they held; the cache grows if it has to."""
         state = self.grow(state, prefix.cache.capacity)
-        outside = state.token.shape[0]  # drops a filler
-        rows = [*slots, *[outside] * (prefix.token.shape[0] - len(slots))]
+        outside = state.rows.token.shape[0]  # drops a filler
+        rows = [*slots, *[outside] * (prefix.rows.token.shape[0] - len(slots))]
         return insert(state, replicate(np.array(rows, np.int32), self.mesh), prefix)
 
     def step(self, state: DecodeState, num_steps: int) -> tuple[DecodeState, StepOutput]:
@@ -135,7 +146,7 @@ class Engine:
 
     def finish(self, state: DecodeState, rows: Sequence[int]) -> DecodeState:
         """Ends these rows: a stop string was found in their text, or nobody waits for them."""
-        ended = np.zeros(state.token.shape[0], bool)
+        ended = np.zeros(state.rows.token.shape[0], bool)
         ended[list(rows)] = True
         return finish_rows(state, replicate(ended, self.mesh))
 
@@ -144,19 +155,20 @@ class Engine:
         return init_cache(self.model.config, batch, capacity, layout, dtype, self.model.placement, lock_step)
 
     def _start(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The fields of the first state, all but the cache, where they lie on the mesh."""
-        fields = row_fields(rows, self.model.config.vocab_size, self.closing_size, self.ends_size)
+        """The first state but for its cache, where it lies on the mesh."""
+        made = row_states(rows, self.model.config.vocab_size, self.closing_size, self.ends_size)
         by_row = None
         if self.mesh is not None:
             by_row = named_sharding(self.mesh, ("batch", None), self.model.placement.rules)
-        wide = {name: put(fields.pop(name), by_row) for name in ("counts", "prompt")}
-        keys = jnp.stack([_row_key(row) for row in rows])
         tokens = Tokens(*(jnp.int32(token) for token in (self.think, self.end_think, self.pad)))
-        return {**wide, **replicate({**fields, "keys": keys, "tokens": tokens}, self.mesh)}
+        wide: Any = {name: put(getattr(made, name), by_row) for name in WIDE}
+        small: Any = {name: value for name, value in vars(made).items() if name not in WIDE}
+        small, tokens = replicate((small, tokens), self.mesh)
+        return {"rows": RowStates(**small, **wide), "tokens": tokens}
 
 
-def row_fields(rows: Sequence[Row], vocab_size: int, closing_size: int, ends_size: int) -> dict[str, Any]:
-    """`counts`, `prompt`, `token`, `automaton` and `sampling` of a `DecodeState` before the first token."""
+def row_states(rows: Sequence[Row], vocab_size: int, closing_size: int, ends_size: int) -> RowStates:
+    """The rows before their first token; on the host what has an entry a token of the vocabulary."""
     closing = np.zeros((len(rows), closing_size), np.int32)
     ends = np.full((len(rows), ends_size), NOWHERE, np.int32)
     prompt = np.zeros((len(rows), vocab_size), bool)
@@ -177,26 +189,26 @@ def row_fields(rows: Sequence[Row], vocab_size: int, closing_size: int, ends_siz
         closing_content=per_row([row.closing_content for row in rows]),
         ends=jnp.asarray(ends),
     )
-    return {
-        "counts": np.zeros((len(rows), vocab_size), np.int32),
-        "prompt": prompt,
-        "token": per_row([row.tokens[-1] for row in rows]),
-        "automaton": automaton,
-        "sampling": sampling_params([vars(row.config) for row in rows]),
-    }
+    wide: Any = {"counts": np.zeros((len(rows), vocab_size), np.int32), "prompt": prompt}
+    return RowStates(
+        token=per_row([row.tokens[-1] for row in rows]),
+        automaton=automaton,
+        keys=jnp.stack([_row_key(row) for row in rows]),
+        sampling=sampling_params([vars(row.config) for row in rows]),
+        **wide,
+    )
 
 
-def plain_state(cache: KVCache, batch: int, vocab_size: int, **settings: Any) -> DecodeState:
+def plain_state(cache: KVCache | None, batch: int, vocab_size: int, **settings: Any) -> DecodeState:
     """Rows on one device that never end, with a cache that is filled already: for plans and benchmarks.
 
     Args:
+      cache: None leaves it out.
       settings: how they are sampled, greedily by default.
     """
-    rows = [plain_row([0], UNLIMITED, **settings)] * batch
-    fields = row_fields(rows, vocab_size, CLOSING_BUCKET, ENDS_BUCKET)
-    keys = jax.random.split(jax.random.key(0), batch)
+    rows = row_states([plain_row([0], UNLIMITED, **settings)] * batch, vocab_size, CLOSING_BUCKET, ENDS_BUCKET)
     tokens = Tokens(think=jnp.int32(NOWHERE), end_think=jnp.int32(NOWHERE), pad=jnp.int32(0))
-    return DecodeState(cache=cache, keys=keys, tokens=tokens, **fields)
+    return DecodeState(cache=cache, rows=rows, tokens=tokens)  # type: ignore[arg-type]
 
 
 def _row_key(row: Row) -> Array:

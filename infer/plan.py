@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.infer.decode import DecodeState, decode, prefill
+from qwen3_jax.infer.decode import WIDE, DecodeState, decode, prefill
 from qwen3_jax.infer.engine import plain_state, prompt_bucket
 from qwen3_jax.infer.generate import STEPS
 from qwen3_jax.network.cache import abstract_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.placement import place
-from qwen3_jax.parameters.specs import Params, ParamSpec, spec_tree
+from qwen3_jax.parameters.specs import Layout, Params, ParamSpec, spec_tree
 from qwen3_jax.sharding import Rules, axes_of, named_sharding
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome, abstract, compile_ahead, local_bytes
 
@@ -46,9 +46,12 @@ def plan_prefill(
 
 
 def plan_decode(
-    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int
+    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int, lock_step: bool = True
 ) -> tuple[Outcome, dict[str, int]]:
     """The loop that makes 32 tokens a row with a cache of `sequence_length` slots, sampling included, bfloat16.
+
+    Args:
+      lock_step: rows began together; else each has a length of its own.
 
     Returns:
       the outcome, and bytes per device of "parameters" and "cache".
@@ -57,7 +60,7 @@ def plan_decode(
       ValueError: the mesh does not divide the model or the batch.
     """
     model, params = abstract_model(config, mesh, rules, batch_size)
-    state = abstract_decode_state(model, mesh, batch_size, sequence_length)
+    state = abstract_decode_state(model, mesh, batch_size, sequence_length, lock_step)
     with jax.set_mesh(mesh):
         outcome = compile_ahead(decode, model, params, state, valid_vocab=config.vocab_size, num_steps=STEPS)
     return outcome, {"parameters": local_bytes(params), "cache": local_bytes(state.cache)}
@@ -82,12 +85,15 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: Rules, batch_size: in
     return Qwen3(config, param_dtype=jnp.bfloat16, placement=placement), params
 
 
-def abstract_decode_state(model: Qwen3, mesh: Mesh, batch_size: int, capacity: int) -> DecodeState:
+def abstract_decode_state(
+    model: Qwen3, mesh: Mesh, batch_size: int, capacity: int, lock_step: bool = True
+) -> DecodeState:
     """`qwen3_jax.infer.decode.DecodeState` as shapes, laid out as `infer.generate` does."""
-    cache = abstract_cache(model.config, batch_size, capacity, "stacked", jnp.bfloat16, model.placement, mesh=mesh)
+    layout: Layout = "stacked"
+    cache = abstract_cache(model.config, batch_size, capacity, layout, jnp.bfloat16, model.placement, lock_step, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     by_row = named_sharding(mesh, ("batch", None), model.placement.rules)
-    one = jax.eval_shape(lambda: dataclasses.replace(plain_state(cache, 1, model.config.vocab_size), cache=None))
-    state = abstract(jax.tree.map(lambda x: x.update(shape=(batch_size, *x.shape[1:])), one), whole)
-    wide: Any = {name: getattr(state, name).update(sharding=by_row) for name in ("counts", "prompt")}
-    return dataclasses.replace(state, cache=cache, tokens=abstract(one.tokens, whole), **wide)
+    one = jax.eval_shape(lambda: plain_state(None, 1, model.config.vocab_size))
+    rows = abstract(jax.tree.map(lambda x: x.update(shape=(batch_size, *x.shape[1:])), one.rows), whole)
+    wide: Any = {name: getattr(rows, name).update(sharding=by_row) for name in WIDE}
+    return DecodeState(cache=cache, rows=dataclasses.replace(rows, **wide), tokens=abstract(one.tokens, whole))

@@ -88,7 +88,8 @@ def sampling_log_probs(
 def log_probs_at_1(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
     """What the model itself gives these tokens: `log_softmax(logits)`, without penalties, temperature and cuts."""
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    return chosen - jax.nn.logsumexp(logits, axis=1)
+    largest = jnp.max(logits, axis=1)
+    return (chosen - largest) - jnp.log(jnp.exp(logits - largest[:, None]).sum(axis=1))
 
 
 def first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -158,7 +159,7 @@ def _by_tiers(read: Reader, x: Array, params: SamplingParams, asked: Array, size
     return lax.cond(jnp.all(known), lambda: answer, lambda: lax.map(next_tier, rows))
 
 
-def _drawn(x: Array, values: Array, tokens: Array, cut: _Cut, uniform: Array) -> tuple[Array, tuple[Array, Array]]:
+def _drawn(_: Array, values: Array, tokens: Array, cut: _Cut, uniform: Array) -> tuple[Array, tuple[Array, Array]]:
     """The token at a uniform number, and its log-probability."""
     # The distribution function runs from the least probable token kept to the best one, so that rare ones lie near 0.
     removed = jnp.max(jnp.where(cut.kept, 0.0, cut.sums), 1)

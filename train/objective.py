@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.experts.router import RowSums
+from qwen3_jax.kernels.cross_entropy import cross_entropy, token_losses
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.sharding import Rules, constrain
 from qwen3_jax.train.balance import balance_loss
 from qwen3_jax.train.data import Batch
 from qwen3_jax.train.lora import joined
-from qwen3_jax.train.loss import cross_entropy, token_losses
 from qwen3_jax.train.settings import LossConfig
 
 T = TypeVar("T")

@@ -125,7 +125,8 @@ def greedy_state(cache: Any, token: Any, vocab_size: int) -> Any:
     """The state of `infer.decode` for rows that are decoded greedily and never end."""
     from qwen3_jax.infer.engine import plain_state
 
-    return dataclasses.replace(plain_state(cache, token.shape[0], vocab_size), token=token)
+    state = plain_state(cache, token.shape[0], vocab_size)
+    return dataclasses.replace(state, rows=dataclasses.replace(state.rows, token=token))
 
 
 if __name__ == "__main__":

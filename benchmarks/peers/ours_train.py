@@ -118,7 +118,7 @@ def loss_bytes(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from qwen3_jax.train.loss import token_losses
+    from qwen3_jax.kernels.cross_entropy import token_losses
 
     config = json.loads((Path(args.checkpoint) / "config.json").read_text(encoding="utf-8"))
     rows, length, width, vocab = args.rows, args.length, config["hidden_size"], config["vocab_size"]

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from typing import Any
 
-from qwen3_jax.cli.arguments import Parser, UsageError
+from qwen3_jax.cli.arguments import Parser, UsageError, whole_number
 from qwen3_jax.cli.options import (
     add_generation_options,
     add_model_options,
@@ -20,7 +20,8 @@ Text is written to stdout while it is made. In a pipe that is the answer alone (
 between <think> and </think>); numbers and notes go to stderr. --json writes one object when the answer is complete:
 thinking, content, tool_calls, tokens (ids of everything after the prompt), thinking_tokens, budget_exhausted,
 finish_reason ("stop" or "length"), prompt_tokens, load_seconds, seconds (from prompt to last token, compiling
-included) and tokens_per_second.
+included) and tokens_per_second. With --log-probs also log_probs (of each token at temperature 1), sampling_log_probs
+(as it was drawn) and sampled (false where it was fed at the budget). With --n the answers are a list, "answers".
 
 examples:
   qwen3-jax generate --prompt "7+5*3-2 = ?"
@@ -45,6 +46,10 @@ def parser() -> Parser:
     add_generation_options(result)
     add_process_options(result)
     result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    result.add_argument("--n", type=whole_number, metavar="N", help="so many answers, with --json (1)")
+    result.add_argument(
+        "--log-probs", action="store_true", default=None, help="each token's log-probability, with --json"
+    )
     return result
 
 
@@ -67,20 +72,25 @@ def run(args: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     writer = AnswerWriter(args.show_thinking) if is_first() and not args.json else None
-    result = None
+    results = {}
     for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
             writer.push(piece)
-        result = piece.result
-    assert result is not None
+        if piece.result is not None:
+            results[piece.index] = piece.result
     seconds = time.perf_counter() - began
     if writer:
         writer.close()
-        writer.footer(result, seconds)
+        writer.footer(results[0], seconds)
     elif is_first():
-        times = {"load_seconds": load_seconds, "seconds": seconds, "tokens_per_second": len(result.tokens) / seconds}
-        told = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
-        print_json(told | {name: round(value, 3) for name, value in times.items()})
+        made = sum(len(result.tokens) for result in results.values())
+        times = {"load_seconds": load_seconds, "seconds": seconds, "tokens_per_second": made / seconds}
+        told = [
+            {name: value for name, value in dataclasses.asdict(results[index]).items() if value is not None}
+            for index in range(config.n)
+        ]
+        answer = told[0] if args.n is None else {"answers": told}
+        print_json(answer | {name: round(value, 3) for name, value in times.items()})
     return 0
 
 
@@ -96,6 +106,9 @@ def _check_sources(args: argparse.Namespace) -> None:
         raise UsageError("--tools must stand with a chat prompt, got --raw: describe them in the raw text")
     if args.stop_thinking_text is not None and args.thinking_budget is None:
         raise UsageError("--stop-thinking-text is written at the budget, got no budget: add --thinking-budget")
+    for flag, value in (("--n", args.n), ("--log-probs", args.log_probs)):
+        if value is not None and not args.json:
+            raise UsageError(f"{flag} must stand with --json, got text as the output: add --json")
     if args.json and args.show_thinking is not None:
         raise UsageError(
             "--json always holds the thinking, got --show-thinking or --no-show-thinking too: leave it out"

@@ -130,11 +130,43 @@ def add_generation_options(parser: Parser) -> None:
     group.add_argument("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
     group.add_argument("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
     group.add_argument("--min-p", type=number, metavar="X", help="0 to 1 (0)")
-    group.add_argument("--presence-penalty", type=number, metavar="X", help="-2 to 2 (0)")
+    for name, what in (
+        ("presence", "-2 to 2, subtracted once from each token of the answer so far (0)"),
+        ("frequency", "-2 to 2, subtracted as often as the token is there (0)"),
+        ("repetition", "above 1: less likely are tokens of prompt and answer so far (1)"),
+    ):
+        group.add_argument(f"--{name}-penalty", type=number, metavar="X", help=what)
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        metavar="ID=X",
+        help="-100 to 100, added to the logit of this token; may be given several times",
+    )
     group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times"
     )
+    group.add_argument(
+        "--stop-token-id",
+        dest="stop_token_ids",
+        action="append",
+        type=whole_number,
+        metavar="ID",
+        help="end the answer after this token; may be given several times",
+    )
+    group.add_argument("--min-tokens", type=whole_number, metavar="N", help="no end before so many tokens (0)")
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="the checkpoint's end tokens do not end the answer"
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a token id and a number (1234=-5), got {text}") from None
 
 
 def generation_values(args: argparse.Namespace) -> dict[str, object]:
@@ -142,4 +174,5 @@ def generation_values(args: argparse.Namespace) -> dict[str, object]:
     from qwen3_jax.infer import GenerationConfig
 
     names = [field.name for field in dataclasses.fields(GenerationConfig)]
-    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    values = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    return values if args.logit_bias is None else values | {"logit_bias": dict(args.logit_bias)}

@@ -19,8 +19,9 @@ from tests.tiny import dense_config, moe_config
 def make_state(config, layout, batch, capacity, max_new, lock_step=True):
     cache = init_cache(config, batch, capacity, layout, jnp.float32, lock_step=lock_step)
     state = plain_state(cache, batch, config.vocab_size, temperature=1.0, top_k=0, top_p=1.0, log_probs=True)
-    automaton = dataclasses.replace(state.automaton, max_new_tokens=jnp.asarray(max_new, jnp.int32))
-    return dataclasses.replace(state, token=jnp.full((batch,), 5, jnp.int32), automaton=automaton)
+    automaton = dataclasses.replace(state.rows.automaton, max_new_tokens=jnp.asarray(max_new, jnp.int32))
+    rows = dataclasses.replace(state.rows, token=jnp.full((batch,), 5, jnp.int32), automaton=automaton)
+    return dataclasses.replace(state, rows=rows)
 
 
 @pytest.mark.parametrize("layout", ["stacked", "unrolled"])
@@ -38,8 +39,8 @@ def test_one_loop_of_k_steps_equals_k_steps(dense, layout):
     real = steps.part != NOTHING
     for name in ("log_prob", "sampling_log_prob"):
         np.testing.assert_allclose(getattr(out, name)[real], getattr(steps, name)[real], rtol=1e-5)
-    np.testing.assert_array_equal(looped.automaton.phase, DONE)
-    np.testing.assert_array_equal(looped.automaton.generated, [5, 9])
+    np.testing.assert_array_equal(looped.rows.automaton.phase, DONE)
+    np.testing.assert_array_equal(looped.rows.automaton.generated, [5, 9])
     # The loop ends with its last row; the single steps went on with nothing to do.
     assert (looped.cache.length.tolist(), state.cache.length.tolist()) == ([9, 9], [12, 12])
 

@@ -186,9 +186,10 @@ def test_more_inputs_than_slots(dense):
 
 
 def test_slots_on_an_accelerator_are_refilled_behind_the_call_in_flight(dense, monkeypatch):
-    inputs, configs = ["hello", "What", "7", OPEN, "hi"], [
-        dataclasses.replace(GREEDY, max_new_tokens=length) for length in (3, 17, 9, 40, 5)
-    ]
+    inputs, configs = (
+        ["hello", "What", "7", OPEN, "hi"],
+        [dataclasses.replace(GREEDY, max_new_tokens=length) for length in (3, 17, 9, 40, 5)],
+    )
     expected = [generate(*dense, [item], [config])[0] for item, config in zip(inputs, configs, strict=True)]
     monkeypatch.setattr(sys.modules["qwen3_jax.infer.generate"], "_rhythm", lambda _: (1, 4, True))
     assert generate(*dense, inputs, configs, max_num_seqs=2) == expected

@@ -50,6 +50,25 @@ def test_the_same_tokens_as_one_device(saved, name):
     assert results[1].budget_exhausted
 
 
+@pytest.mark.parametrize("name", ["tensor", "data"])
+def test_rows_in_slots_are_those_of_one_device(saved, name):
+    """More inputs than slots: each row has a length of its own in the cache, and is written where its devices are."""
+    directory, ready, _ = saved
+    inputs, lengths = (
+        ["What is 3", "user hi assistant <think>\n", "7", "hello", "The answer is 7. 你好 "] * 3,
+        (9, 30, 3),
+    )
+    configs = [
+        dataclasses.replace(GREEDY, max_new_tokens=lengths[index % 3], log_probs=True) for index in range(len(inputs))
+    ]
+    expected = generate(ready.model, ready.params, ready.tok, inputs, configs)
+    model, params = from_pretrained(directory, dtype="float32", mesh=make_mesh(**MESHES[name]))
+    results = generate(model, params, ready.tok, inputs, configs, max_num_seqs=5)
+    assert [result.tokens for result in results] == [result.tokens for result in expected]
+    for result, one in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result.log_probs, one.log_probs, rtol=1e-3, atol=1e-3)
+
+
 def test_pieces_come_without_a_mesh_set_and_nothing_recompiles(saved):
     directory, ready, expected = saved
     model, params = from_pretrained(directory, dtype="float32", mesh=make_mesh(tensor=2, data=4))

@@ -17,9 +17,10 @@ CASES = {"split": (8, {"data": 2, "tensor": 4}), "copied": (4, {"tensor": 8})}
 LAYERS, ROWS, SLOTS, HEAD_DIM = 3, 8, 8192, 128
 
 
+@pytest.mark.parametrize("lock_step", [True, False], ids=["lock-step", "slots"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chip", SLICES)
-def test_the_loop_copies_no_cache(chip, case):
+def test_the_loop_copies_no_cache(chip, case, lock_step):
     kv_heads, sizes = CASES[case]
     config = dense_config(
         num_hidden_layers=LAYERS,
@@ -31,7 +32,7 @@ def test_the_loop_copies_no_cache(chip, case):
         vocab_size=1024,
     )
     mesh = MeshConfig(**sizes).build(topology_devices(parse_topology(SLICES[chip])))
-    outcome, held = plan_decode(config, mesh, DEFAULT_RULES, SLOTS, ROWS)
+    outcome, held = plan_decode(config, mesh, DEFAULT_RULES, SLOTS, ROWS, lock_step)
     assert outcome.fits
     placement = place(config, mesh)
     assert placement.kv_repeats == (2 if case == "copied" else 1)

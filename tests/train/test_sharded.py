@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen3_jax.kernels.cross_entropy import cross_entropy
 from qwen3_jax.sharding import DEFAULT_RULES, make_mesh, mesh_config
 from qwen3_jax.train.config import TrainConfig, parse
 from qwen3_jax.train.data import Batch
-from qwen3_jax.train.loss import cross_entropy
 from qwen3_jax.train.state import init_state, state_shardings
 from qwen3_jax.train.step import batch_loss, make_model, make_step, put_batch
 from tests.tiny import dense_config, moe_config, random_params

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.train.loss import cross_entropy, token_losses
+from qwen3_jax.kernels.cross_entropy import cross_entropy, token_losses
 from qwen3_jax.train.objective import by_domain
 
 B, T, D, V = 3, 7, 8, 33
