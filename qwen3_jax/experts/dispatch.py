@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
-from qwen3_jax.experts.grouped import Implementation, grouped_swiglu
+from qwen3_jax.experts.grouped import GroupedBackend, grouped_swiglu
 from qwen3_jax.experts.router import expert_counts
-from qwen3_jax.experts.sorting import Sorted, sort_assignments
+from qwen3_jax.experts.sorting import Sorted, sort_assignments, sum_experts
 from qwen3_jax.sharding import ragged_all_to_all
 
 
@@ -35,8 +35,8 @@ class Dispatch:
     Attributes:
       axis: mesh axis of the devices that share the experts; None when each has all of them.
       devices: P.
-      waiting: mesh axes over which the experts' weights are split while they wait, gathered here.
-      everyone: mesh axes of all devices, which agree on the number of rounds.
+      fsdp_axes: mesh axes over which the experts' weights are split until they are used, gathered here.
+      mesh_axes: all axes of the mesh; its devices agree on the number of rounds.
       rows: R.
       worst: rows an owner may have to work through in all.
       usual: rows of a round when the load is even.
@@ -45,12 +45,12 @@ class Dispatch:
 
     axis: str | None
     devices: int
-    waiting: tuple[str, ...]
-    everyone: tuple[str, ...]
+    fsdp_axes: tuple[str, ...]
+    mesh_axes: tuple[str, ...]
     rows: int
     worst: int
     usual: int
-    implementation: Implementation
+    implementation: GroupedBackend
 
 
 class _Traffic(NamedTuple):
@@ -94,7 +94,7 @@ def dispatch(
         return window.give(out, returned)
 
     returned = _in_rounds(plan, traffic, one, jnp.zeros_like(rows))
-    return _sum_experts(returned, traffic.sorted, weights.shape)
+    return _sum_rows(returned, traffic.sorted, weights.shape)
 
 
 def _forward(plan: Dispatch, *arguments: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -116,14 +116,14 @@ def _backward(plan: Dispatch, arguments: tuple[Array, ...], cotangent: Array) ->
 
     start = (jnp.zeros_like(rows), jnp.zeros_like(scales), tuple(jnp.zeros_like(w) for w in full))
     d_rows, d_scales, d_full = _in_rounds(plan, traffic, one, start)
-    d_x = _sum_experts(d_rows, traffic.sorted, weights.shape)
+    d_x = _sum_rows(d_rows, traffic.sorted, weights.shape)
     d_weights = d_scales[traffic.sorted.places].reshape(weights.shape)
-    return d_x, d_weights, None, *(_scatter(plan, d, axis) for d, axis in zip(d_full, _WAITING_DIMS, strict=True))
+    return d_x, d_weights, None, *(_scatter(plan, d, axis) for d, axis in zip(d_full, _FSDP_DIMS, strict=True))
 
 
 dispatch.defvjp(_forward, _backward)
 
-_WAITING_DIMS = (2, 2, 1)  # the dimension of gate, up and down that is split while they wait: D
+_FSDP_DIMS = (2, 2, 1)  # the dimension of gate, up and down that is split over `fsdp_axes`: D
 
 
 def _prepare(
@@ -134,8 +134,8 @@ def _prepare(
     rows = x[traffic.sorted.order // weights.shape[1]]
     scales = weights.reshape(-1, 1)[traffic.sorted.order]
     full = tuple(
-        jax.lax.all_gather(w, plan.waiting, axis=axis, tiled=True) if plan.waiting else w
-        for w, axis in zip(matrices, _WAITING_DIMS, strict=True)
+        jax.lax.all_gather(w, plan.fsdp_axes, axis=axis, tiled=True) if plan.fsdp_axes else w
+        for w, axis in zip(matrices, _FSDP_DIMS, strict=True)
     )
     return rows, scales, traffic, full
 
@@ -149,7 +149,7 @@ def _traffic(plan: Dispatch, experts: Int[Array, "T X"], local: int) -> _Traffic
     begins = (jnp.cumsum(sequence, axis=1) - sequence).reshape(by_owner[0].shape)
     rounds = -(-jnp.max(jnp.sum(sequence, axis=1)) // plan.rows)
     # All devices of the mesh go round equally often, so that no collective waits for one that has left the loop.
-    rounds = jax.lax.pmax(rounds, plan.everyone)
+    rounds = jax.lax.pmax(rounds, plan.mesh_axes)
     return _Traffic(sort_assignments(experts), by_owner[0], begins, by_owner[1], rounds)
 
 
@@ -199,27 +199,25 @@ class _Window:
         return ragged_all_to_all(results, returned, source, received, target, sent, self._plan.axis)
 
 
-def _run(plan: Dispatch, sizes: Array, rows: Array, scales: Array, gate: Array, up: Array, down: Array) -> Array:
+def _run(plan: Dispatch, sizes: Array, rows: Array, weights: Array, gate: Array, up: Array, down: Array) -> Array:
     usual = None if plan.axis is None else plan.usual  # without an exchange the rows are there exactly
     with jax.named_scope("experts"):
-        return grouped_swiglu(rows, gate, up, down, sizes, plan.implementation, usual, scales)
+        return grouped_swiglu(rows, gate, up, down, weights, sizes, plan.implementation, usual)
 
 
-def _sum_experts(rows: Float[Array, "A D"], sort: Sorted, shape: tuple[int, ...]) -> Float[Array, "T D"]:
-    """The sum of each token's rows, in float32."""
-    of_token = rows[sort.places].reshape(*shape, rows.shape[1])
-    return jnp.sum(of_token.astype(jnp.float32), axis=1).astype(rows.dtype)
+def _sum_rows(rows: Float[Array, "A D"], sort: Sorted, shape: tuple[int, ...]) -> Float[Array, "T D"]:
+    return sum_experts(rows[sort.places].reshape(*shape, rows.shape[1])).astype(rows.dtype)
 
 
 def _scatter(plan: Dispatch, gradient: Float[Array, "L O I"], axis: int) -> Array:
-    """Summed over `waiting` and split along `axis`.
+    """Summed over `fsdp_axes` and split along `axis`.
 
     Along the last dimension the matrices are transposed in memory first: XLA:TPU turns a reduce-scatter into a few
     columns of each row into an all-reduce, which sends twice the bytes and leaves the whole on every device.
     """
-    if not plan.waiting:
+    if not plan.fsdp_axes:
         return gradient
     if axis == 1:
-        return jax.lax.psum_scatter(gradient, plan.waiting, scatter_dimension=1, tiled=True)
+        return jax.lax.psum_scatter(gradient, plan.fsdp_axes, scatter_dimension=1, tiled=True)
     turned = with_layout_constraint(gradient.swapaxes(1, 2), Layout((0, 1, 2)))
     return _scatter(plan, turned, 1).swapaxes(1, 2)

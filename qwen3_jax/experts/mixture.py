@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.experts.execution import BACKENDS as BACKENDS
 from qwen3_jax.experts.execution import choose_execution as choose_execution
-from qwen3_jax.experts.grouped import Implementation, grouped_swiglu
+from qwen3_jax.experts.grouped import GroupedBackend, grouped_swiglu, weighted_swiglu
 from qwen3_jax.experts.parallel import expert_parallel
 from qwen3_jax.experts.router import RouterReport as RouterReport
 from qwen3_jax.experts.router import Routing as Routing
 from qwen3_jax.experts.router import expert_counts as expert_counts
 from qwen3_jax.experts.router import route as route
 from qwen3_jax.experts.router import row_sums as row_sums
-from qwen3_jax.experts.sorting import permute, sort_assignments
+from qwen3_jax.experts.sorting import permute, sort_assignments, sum_experts
 from qwen3_jax.parameters.specs import Params
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, current_mesh
 
@@ -68,8 +68,8 @@ def _reference(x: Array, params: Params, routing: Routing) -> Array:
 
     def add_expert(mixed: Array, expert: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
         gate, up, down, weight = expert
-        inner = jax.nn.silu(x @ gate.T) * (x @ up.T)
-        return mixed + (weight[:, None] * (inner @ down.T)).astype(jnp.float32), None
+        inner = weighted_swiglu(x @ gate.T, x @ up.T, weight[:, None])
+        return mixed + (inner @ down.T).astype(jnp.float32), None
 
     experts = (params["experts_gate_proj"], params["experts_up_proj"], params["experts_down_proj"], weights.T)
     return jax.lax.scan(add_expert, jnp.zeros(x.shape, jnp.float32), experts)[0].astype(x.dtype)
@@ -77,24 +77,18 @@ def _reference(x: Array, params: Params, routing: Routing) -> Array:
 
 def _gather(x: Array, params: Params, routing: Routing) -> Array:
     gate, up, down = (params[f"experts_{name}_proj"][routing.experts] for name in ("gate", "up", "down"))
-    inner = jax.nn.silu(jnp.einsum("td,txfd->txf", x, gate)) * jnp.einsum("td,txfd->txf", x, up)
-    return _mix(jnp.einsum("txf,txdf->txd", inner, down), routing)
+    gated, raised = (jnp.einsum("td,txfd->txf", x, w) for w in (gate, up))
+    inner = weighted_swiglu(gated, raised, routing.weights[:, :, None])
+    return sum_experts(jnp.einsum("txf,txdf->txd", inner, down)).astype(x.dtype)
 
 
-def _grouped(x: Array, params: Params, routing: Routing, implementation: Implementation) -> Array:
+def _grouped(x: Array, params: Params, routing: Routing, implementation: GroupedBackend) -> Array:
     """Sorts the assignments by expert, runs each expert on its own rows, puts the rows back."""
     num_tokens, per_token = routing.experts.shape
     order, places = sort_assignments(routing.experts)
     sizes = expert_counts(routing.experts, params["router"].shape[0])
     gate, up, down = (params[f"experts_{name}_proj"] for name in ("gate", "up", "down"))
     rows = permute(jnp.repeat(x, per_token, axis=0), order, places)
-    scales = permute(routing.weights.reshape(-1, 1), order, places)
-    rows = grouped_swiglu(rows, gate, up, down, sizes, implementation, scales=scales)
-    mixed = permute(rows, places, order).reshape(num_tokens, per_token, -1)
-    return jnp.sum(mixed.astype(jnp.float32), axis=1).astype(x.dtype)
-
-
-def _mix(y: Float[Array, "T X D"], routing: Routing) -> Float[Array, "T D"]:
-    """The weighted sum over a token's experts, in float32."""
-    weighted = (y * routing.weights[:, :, None]).astype(jnp.float32)
-    return jnp.sum(weighted, axis=1).astype(y.dtype)
+    weights = permute(routing.weights.reshape(-1, 1), order, places)
+    rows = grouped_swiglu(rows, gate, up, down, weights, sizes, implementation)
+    return sum_experts(permute(rows, places, order).reshape(num_tokens, per_token, -1)).astype(x.dtype)

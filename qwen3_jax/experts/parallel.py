@@ -4,8 +4,8 @@ Each device has its own tokens (`batch` and `sequence`; the same on all devices 
 (`expert`), of which the features are split over `tensor` and the model's dimension, while they wait, over `fsdp`.
 Tokens meet experts in one of two ways, chosen from static shapes by `choose_form`:
 
-  dispatch   tokens go to the owners of their experts and come back (all-to-all), see `expert_dispatch`. Also when every
-             device has all experts: then nothing is sent.
+  dispatch   tokens go to the owners of their experts and come back (all-to-all), see `experts.dispatch`. Also when
+             every device has all experts: then nothing is sent.
   gather     every device gets the tokens of all devices that share its experts (all-gather), runs its experts on those
              that chose them, and the sums go back (reduce-scatter). For few tokens, when decoding: two exchanges of
              known size, whatever the router says.
@@ -26,9 +26,9 @@ from jaxtyping import Array, Bool, Float
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.experts.dispatch import Dispatch, dispatch
 from qwen3_jax.experts.execution import choose_execution
-from qwen3_jax.experts.grouped import Implementation, grouped_swiglu
+from qwen3_jax.experts.grouped import GroupedBackend, grouped_swiglu
 from qwen3_jax.experts.router import RouterReport, Routing, RowSums, expert_counts, route, row_sums
-from qwen3_jax.experts.sorting import permute, sort_assignments
+from qwen3_jax.experts.sorting import permute, sort_assignments, sum_experts
 from qwen3_jax.parameters.specs import Params
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, dividing, logical_to_spec, mesh_size
 
@@ -41,16 +41,16 @@ _ALIGNMENT = 256  # rows of a buffer, for kernels that work in blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class MeshLayout:
     """How the arrays of one call lie on the mesh.
 
     Attributes:
       tokens: mesh axes that split the tokens.
       experts: the mesh axis that splits the experts; None when there is one device along it.
       devices: size of that axis.
-      inner: mesh axes that split the experts' features.
-      waiting: mesh axes that split the experts' weights while they wait.
-      everyone: all mesh axes.
+      feature_axes: mesh axes that split the experts' features.
+      fsdp_axes: mesh axes that split the experts' weights until they are used.
+      mesh_axes: all of them.
       num_tokens: tokens of one device.
       x: layout of the activations.
     """
@@ -58,9 +58,9 @@ class Layout:
     tokens: tuple[str, ...]
     experts: str | None
     devices: int
-    inner: tuple[str, ...]
-    waiting: tuple[str, ...]
-    everyone: tuple[str, ...]
+    feature_axes: tuple[str, ...]
+    fsdp_axes: tuple[str, ...]
+    mesh_axes: tuple[str, ...]
     num_tokens: int
     x: PartitionSpec
 
@@ -86,12 +86,12 @@ def expert_parallel(
     layout = _layout(x.shape, rules)
     form = form or choose_form(layout, config)
     execution = choose_execution(backend)
-    if execution not in get_args(Implementation):
+    if execution not in get_args(GroupedBackend):
         execution = choose_execution("grouped")
-    implementation = cast(Implementation, execution)
+    implementation = cast(GroupedBackend, execution)
     up, down = ("expert", "expert_mlp", "expert_embed"), ("expert", "expert_embed", "expert_mlp")
     matrices = tuple(logical_to_spec(axes, rules) for axes in (up, up, down))
-    hidden = layout.inner if x.shape[-1] % mesh_size(layout.inner) == 0 else ()
+    hidden = layout.feature_axes if x.shape[-1] % mesh_size(layout.feature_axes) == 0 else ()
     local = partial(_local, config=config, layout=layout, form=form, implementation=implementation, hidden=hidden)
     of_rows = None if counted is None else PartitionSpec(layout.x[0])
     mixed, logits, load, rows = jax.shard_map(
@@ -103,7 +103,7 @@ def expert_parallel(
     return mixed, RouterReport(logits, load, rows)
 
 
-def choose_form(layout: Layout, config: ModelConfig) -> Form:
+def choose_form(layout: MeshLayout, config: ModelConfig) -> Form:
     """`gather` while an expert gets few rows, and where the tokens are not spread as the experts are."""
     if layout.experts is None:
         return "dispatch"
@@ -126,7 +126,7 @@ def round_rows(num_tokens: int, per_token: int, devices: int, local_experts: int
     return min(rows, worst), worst
 
 
-def _layout(shape: tuple[int, ...], rules: Rules) -> Layout:
+def _layout(shape: tuple[int, ...], rules: Rules) -> MeshLayout:
     experts = tuple(axis for axis in axes_of("expert", rules) if mesh_size((axis,)) > 1)
     if len(experts) > 1:
         raise ValueError(f"the rule of 'expert' must name one mesh axis, got {experts}: change it")
@@ -134,13 +134,13 @@ def _layout(shape: tuple[int, ...], rules: Rules) -> Layout:
     batch, sequence = (
         dividing(size, axes_of(name, rules)) for size, name in zip(shape, ("batch", "sequence"), strict=False)
     )
-    return Layout(
+    return MeshLayout(
         tokens=batch + sequence,
         experts=experts[0] if experts else None,
         devices=mesh_size(experts),
-        inner=axes_of("expert_mlp", rules) if mesh_size(axes_of("expert_mlp", rules)) > 1 else (),
-        waiting=axes_of("expert_embed", rules) if mesh_size(axes_of("expert_embed", rules)) > 1 else (),
-        everyone=tuple(current_mesh().axis_names),
+        feature_axes=axes_of("expert_mlp", rules) if mesh_size(axes_of("expert_mlp", rules)) > 1 else (),
+        fsdp_axes=axes_of("expert_embed", rules) if mesh_size(axes_of("expert_embed", rules)) > 1 else (),
+        mesh_axes=tuple(current_mesh().axis_names),
         num_tokens=shape[0] * shape[1] // mesh_size(batch + sequence),
         x=PartitionSpec(batch or None, sequence or None, None),
     )
@@ -155,9 +155,9 @@ def _local(
     down: Array,
     *,
     config: ModelConfig,
-    layout: Layout,
+    layout: MeshLayout,
     form: Form,
-    implementation: Implementation,
+    implementation: GroupedBackend,
     hidden: tuple[str, ...],
 ) -> tuple[Array, Array, Array, RowSums | None]:
     """What one device does; `hidden` are the mesh axes that the model's dimension of the result is split over."""
@@ -166,8 +166,8 @@ def _local(
     mixed, routing, load = run(tokens, router, (gate, up, down), config, layout, implementation)
     if hidden:  # each device has a part of the features, so a part of every sum
         mixed = jax.lax.psum_scatter(mixed, hidden, scatter_dimension=1, tiled=True)
-    elif layout.inner:
-        mixed = jax.lax.psum(mixed, layout.inner)
+    elif layout.feature_axes:
+        mixed = jax.lax.psum(mixed, layout.feature_axes)
     rows = None
     if counted is not None:
         rows, axes = row_sums(routing, counted), layout.x[1]
@@ -179,7 +179,7 @@ def _local(
 
 
 def _dispatched(
-    x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: Layout, implementation: Any
+    x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: MeshLayout, implementation: Any
 ) -> tuple[Array, Routing, Array]:
     per_token = config.num_experts_per_tok
     routing = route(x, router, per_token, config.norm_topk_prob)
@@ -187,8 +187,8 @@ def _dispatched(
     plan = Dispatch(
         axis=layout.experts,
         devices=layout.devices,
-        waiting=layout.waiting,
-        everyone=layout.everyone,
+        fsdp_axes=layout.fsdp_axes,
+        mesh_axes=layout.mesh_axes,
         rows=rows,
         worst=worst,
         usual=min(rows, x.shape[0] * per_token),
@@ -200,17 +200,17 @@ def _dispatched(
 
 
 def _gathered(
-    x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: Layout, implementation: Any
+    x: Array, router: Array, matrices: tuple[Array, ...], config: ModelConfig, layout: MeshLayout, implementation: Any
 ) -> tuple[Array, Routing, Array]:
     axis, spread = layout.experts, layout.experts in layout.tokens
     assert axis is not None
-    everyones = jax.lax.all_gather(x, axis, tiled=True) if spread else x
-    routing = route(everyones, router, config.num_experts_per_tok, config.norm_topk_prob)
+    all_tokens = jax.lax.all_gather(x, axis, tiled=True) if spread else x
+    routing = route(all_tokens, router, config.num_experts_per_tok, config.norm_topk_prob)
     gate, up, down = (
-        jax.lax.all_gather(w, layout.waiting, axis=dim, tiled=True) if layout.waiting else w
+        jax.lax.all_gather(w, layout.fsdp_axes, axis=dim, tiled=True) if layout.fsdp_axes else w
         for w, dim in zip(matrices, (2, 2, 1), strict=True)
     )
-    mixed = _own_experts(everyones, routing, gate, up, down, axis, layout.devices, implementation)
+    mixed = _own_experts(all_tokens, routing, gate, up, down, axis, layout.devices, implementation)
     load = expert_counts(routing.experts, config.num_experts)
     others = tuple(name for name in layout.tokens if name != axis)
     load = jax.lax.psum(load, others) if others else load
@@ -230,7 +230,7 @@ def _own_experts(
     down: Array,
     axis: str,
     devices: int,
-    implementation: Implementation,
+    implementation: GroupedBackend,
 ) -> Float[Array, "N D"]:
     """The part of every token's weighted sum that this device's experts give, in float32."""
     num_tokens, per_token = routing.experts.shape
@@ -240,9 +240,9 @@ def _own_experts(
     expert = jnp.where(mine, expert, local)  # the others' assignments are sorted behind
     order, places = sort_assignments(expert)
     rows = permute(jnp.repeat(x, per_token, axis=0), order, places)
-    usual = max(rows.shape[0] // devices, 1)
-    with jax.named_scope("experts"):
-        rows = grouped_swiglu(rows, gate, up, down, expert_counts(expert, local + 1)[:local], implementation, usual)
-    of_token = permute(rows, places, order).reshape(num_tokens, per_token, -1)
     weights = jnp.where(mine, routing.weights, jnp.zeros((), routing.weights.dtype))
-    return jnp.sum((of_token * weights[:, :, None]).astype(jnp.float32), axis=1)
+    weights = permute(weights.reshape(-1, 1), order, places)
+    sizes, usual = expert_counts(expert, local + 1)[:local], max(rows.shape[0] // devices, 1)
+    with jax.named_scope("experts"):
+        rows = grouped_swiglu(rows, gate, up, down, weights, sizes, implementation, usual)
+    return sum_experts(permute(rows, places, order).reshape(num_tokens, per_token, -1))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class Sorted(NamedTuple):
@@ -49,3 +49,8 @@ def _backward(inverse: Array, cotangent: Array) -> tuple[Array, None, None]:
 
 
 permute.defvjp(_forward, _backward)
+
+
+def sum_experts(rows: Float[Array, "T X D"]) -> Float[Array, "T D"]:
+    """The sum over a token's experts, in float32."""
+    return jnp.sum(rows.astype(jnp.float32), axis=1)

@@ -20,15 +20,15 @@ from qwen3_jax.kernels.reference import attention
 from qwen3_jax.kernels.splash import LANES, splash_attention
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, dividing, target_platform
 
-Implementation = Literal["xla", "splash", "cudnn"]
-ATTENTION_BACKENDS = ("auto", *get_args(Implementation))
+AttentionBackend = Literal["xla", "splash", "cudnn"]
+ATTENTION_BACKENDS = ("auto", *get_args(AttentionBackend))
 
 _RUNS_ON = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",)}
 
 
 def choose_attention(
     backend: str, length: int, head_dim: int, dtype: Any, platform: str | None = None
-) -> Implementation:
+) -> AttentionBackend:
     """What `backend` stands for, decided when the function is traced.
 
     In:  "auto", length 4096, head_dim 128, bfloat16, "tpu"     Out: "splash"
@@ -49,7 +49,7 @@ def choose_attention(
         if platform not in _RUNS_ON.get(backend, (platform,)):
             runs_on = " or ".join(_RUNS_ON[backend])
             raise ValueError(f"attention_backend={backend!r} runs on {runs_on}, got {platform}: use 'auto'")
-        return cast(Implementation, backend) if _takes(backend, length) else "xla"
+        return cast(AttentionBackend, backend) if _takes(backend, length) else "xla"
     if platform == "tpu" and length >= LANES and head_dim % 64 == 0:
         return "splash"
     sixteen_bits = jnp.dtype(dtype).itemsize == 2

@@ -37,13 +37,14 @@ class TokenLosses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _How:
-    """Static part of a call; on a mesh also the mesh axes that split the vocabulary, and those the head waits over."""
+    """Static part of a call; on a mesh also the mesh axes that split the vocabulary, and those that split the
+    head until it is used."""
 
     chunk: int
     z_loss: float
     rules: Rules
     vocab: tuple[str, ...] = ()
-    waiting: tuple[str, ...] = ()
+    fsdp_axes: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
 
 
@@ -116,8 +117,8 @@ def _everywhere(
     """Objective, losses, log_z, and the objective's gradients, on the current mesh if there is one."""
     if current_mesh() is None:
         return _local(hidden, head, targets, weights, how, gradients)
-    sequence, vocab, waiting = (axes_of(name, how.rules) for name in ("sequence", "vocab", "embed"))
-    how = dataclasses.replace(how, vocab=vocab, waiting=waiting, tokens=axes_of("batch", how.rules) + sequence)
+    sequence, vocab, fsdp_axes = (axes_of(name, how.rules) for name in ("sequence", "vocab", "embed"))
+    how = dataclasses.replace(how, vocab=vocab, fsdp_axes=fsdp_axes, tokens=axes_of("batch", how.rules) + sequence)
     by_token = logical_to_spec(("batch", "sequence"), how.rules)
     of_hidden, of_head = PartitionSpec(*by_token, None), logical_to_spec(("vocab", "embed"), how.rules)
     out: tuple[Array, ...] = jax.shard_map(
@@ -134,7 +135,7 @@ def _on_device(
 ) -> tuple[Array, ...]:
     """The part of one device, with what it has to send: the head's gradient in the dtype of the activations."""
     head = head.astype(hidden.dtype)
-    for axis in reversed(how.waiting):  # one after the other: see `sharding.gather_weight`
+    for axis in reversed(how.fsdp_axes):  # one after the other: see `sharding.gather_weight`
         head = jax.lax.all_gather(head, axis, axis=1, tiled=True)
     objective, losses, log_z, *rest = _local(hidden, head, targets, weights, how, gradients)
     objective = jax.lax.psum(objective, how.tokens)
@@ -142,12 +143,12 @@ def _on_device(
         return objective, losses, log_z
     d_hidden, d_head = rest
     d_head = d_head.astype(hidden.dtype)
-    for axis in how.waiting:
+    for axis in how.fsdp_axes:
         if axis in how.tokens:
             d_head = jax.lax.psum_scatter(d_head, axis, scatter_dimension=1, tiled=True)
         else:
             d_head = _own_part(d_head, axis)
-    others = tuple(axis for axis in how.tokens if axis not in how.waiting)
+    others = tuple(axis for axis in how.tokens if axis not in how.fsdp_axes)
     d_head = jax.lax.psum(d_head, others) if others else d_head
     d_hidden = jax.lax.psum(d_hidden, how.vocab) if how.vocab else d_hidden
     return objective, losses, log_z, d_hidden, d_head

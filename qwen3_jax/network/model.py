@@ -1,35 +1,34 @@
-"""Qwen3, dense and mixture-of-experts, as one thin linen module over pure functions.
+"""Qwen3, dense and mixture-of-experts: one linen module that declares all parameters, over pure functions.
 
 `Qwen3.apply` has no hidden state. The layers are scanned over stacked parameters, one scan a run of identical layers,
 so that compile time does not grow with depth; parameters in the unrolled layout run as a plain loop, which decodes
 faster on CPU. `apply` tells the two apart by the parameters it is given.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.experts.mixture import RouterReport, moe
-from qwen3_jax.experts.router import RowSums
+from qwen3_jax.experts.router import RouterReport, RowSums
 from qwen3_jax.generation_defaults import GenerationDefaults
-from qwen3_jax.kernels import choose_attention, self_attention
+from qwen3_jax.kernels import choose_attention
 from qwen3_jax.kernels.linear import linear
 from qwen3_jax.kernels.masks import cache_mask, causal_mask, document_ids, positions_from_mask, positions_from_segments
-from qwen3_jax.kernels.reference import attention
 from qwen3_jax.network.cache import KVCache
-from qwen3_jax.network.layer import project_qkv, swiglu
-from qwen3_jax.network.projection import project
+from qwen3_jax.network.layer import AttentionPath, LayerInputs, LayerSettings, decoder_layer
 from qwen3_jax.network.qk_norm import rms_norm
-from qwen3_jax.network.remat import keep, rematerialise
+from qwen3_jax.network.remat import checkpointed
 from qwen3_jax.network.rope import rope_cos_sin
-from qwen3_jax.parameters.adapters import Lora, adapter_specs, has_adapters
-from qwen3_jax.parameters.placement import ONE_DEVICE, Placement
-from qwen3_jax.parameters.specs import Layout, Params, ParamSpec, global_specs, layer_specs
+from qwen3_jax.parameters.adapters import Lora, adapter_tree, has_adapters
+from qwen3_jax.parameters.placement import ONE_DEVICE, Placement, cast_and_gather
+from qwen3_jax.parameters.specs import Layout, Params, ParamSpec, global_specs, init_params, layout_of, spec_tree
 
 
 @flax.struct.dataclass
@@ -53,101 +52,6 @@ class ModelOutput:
     router_logits: tuple[Array, ...]
     expert_load: tuple[Array, ...]
     router_rows: tuple[RowSums, ...] = ()
-
-
-@flax.struct.dataclass
-class Context:
-    """What every layer of one forward pass shares."""
-
-    cos: Float[Array, "B T H2"]
-    sin: Float[Array, "B T H2"]
-    mask: Bool[Array, "B T S"] | None  # None where a kernel does without
-    documents: Int[Array, "B T"] | None  # what the kernel is told instead: whose token it is; None: one document a row
-    counted: Bool[Array, "B T"] | None = None  # tokens whose routing is summed up by rows
-
-
-def declare(module: nn.Module, specs: dict[str, ParamSpec], config: ModelConfig, dtype: Any) -> dict[str, Array]:
-    """Declares (at init) or fetches (at apply) the parameters of `specs` in `module`'s scope."""
-
-    def fetch(name: str, spec: ParamSpec) -> Array:
-        if not module.has_variable("params", name):
-            return module.param(name, spec.initializer(config.initializer_range), spec.shape, dtype)
-        # `param` would trace the initializer only to compare shapes, which is a third of all tracing time.
-        value: Array = module.get_variable("params", name)
-        if value.shape != spec.shape:
-            raise ValueError(
-                f"parameter {'/'.join((*module.path, name))} must have shape {spec.shape}, got {value.shape}: the "
-                "parameters are those of another configuration"
-            )
-        return value
-
-    return {name: fetch(name, spec) for name, spec in specs.items()}
-
-
-def use(params: Params, specs: dict[str, ParamSpec], dtype: Any, placement: Placement) -> dict[str, Array]:
-    """The parameters as they are multiplied: in the dtype of the activations (None: their own), gathered from the
-    devices that keep a part of them each. Experts stay apart: `moe` gathers its own."""
-    dtype = next(iter(params.values())).dtype if dtype is None else dtype
-    cast = {name: value.astype(dtype) for name, value in params.items()}
-    return {
-        name: value if "expert" in specs[name].axes else placement.gather(value, specs[name].axes)
-        for name, value in cast.items()
-    }
-
-
-class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP (or experts), each with a residual.
-
-    The cache is part of the carry; `number` and `index` are where this layer is in it (see `KVCache.update`).
-    """
-
-    config: ModelConfig
-    sparse: bool
-    number: int
-    moe_backend: str = "auto"
-    attention_backend: str = "auto"
-    param_dtype: Any = jnp.float32
-    dtype: Any = None
-    placement: Placement = ONE_DEVICE
-    qk_norm: bool = True
-    lora: Lora | None = None
-
-    @nn.compact
-    def __call__(
-        self, carry: tuple[Array, KVCache | None], index: Int[Array, ""] | None, ctx: Context
-    ) -> tuple[tuple[Array, KVCache | None], RouterReport | None]:
-        x, cache = carry
-        specs = layer_specs(self.config, self.sparse)
-        if self.lora is not None:
-            specs |= adapter_specs(self.lora, specs)
-        elif has_adapters(self.variables.get("params", {})):
-            raise ValueError("parameters with adapters need a model with lora, got lora=None: see load_adapters")
-        declared = declare(self, specs, self.config, self.param_dtype)
-        params = use(declared if self.lora is None else self.lora.scaled(declared), specs, self.dtype, self.placement)
-        eps, place = self.config.rms_norm_eps, self.placement.constrain
-
-        normed = rms_norm(x, params["input_layernorm"], eps)
-        q, k, v = project_qkv(params, self.config, normed, (ctx.cos, ctx.sin), self.placement, self.qk_norm)
-        if ctx.mask is None:
-            attended = self_attention(q, k, v, ctx.documents, self.attention_backend, self.placement.rules)
-        else:
-            if cache is not None:
-                cache, layer_keys, layer_values = cache.update((self.number, index), k, v)
-            else:
-                # Each device has the queries of its part of the sequence and meets the keys of all of it.
-                axes = ("batch", "cache_heads", "cache_length", "head_dim")
-                layer_keys, layer_values = place(k.swapaxes(1, 2), *axes), place(v.swapaxes(1, 2), *axes)
-            attended = attention(q, layer_keys, layer_values, ctx.mask)
-        attended = place(attended.reshape(*x.shape[:2], -1), "batch", "sequence", "heads")
-        x = place(x + keep("attention", project(params, "o_proj", attended)), "batch", "sequence", None)
-
-        normed = rms_norm(x, params["post_attention_layernorm"], eps)
-        if not self.sparse:
-            mixed, routing = swiglu(params, normed, self.placement), None
-        else:
-            rules = self.placement.rules
-            mixed, routing = moe(normed, params, self.config, self.moe_backend, rules, ctx.counted)
-        return (place(x + mixed, "batch", "sequence", None), cache), routing
 
 
 class Qwen3(nn.Module):
@@ -216,9 +120,8 @@ class Qwen3(nn.Module):
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids must be None when a cache is given, got both: packed rows do not decode")
         real = jnp.ones(tokens.shape, bool) if attention_mask is None else attention_mask.astype(bool)
-        specs, place = global_specs(self.config), self.placement.constrain
-        tokens = place(tokens, "batch", "sequence")
-        top = declare(self, specs, self.config, self.param_dtype)
+        constrain, params = self.placement.constrain, self._parameters()
+        tokens = constrain(tokens, "batch", "sequence")
         if positions is None:
             if segment_ids is not None:
                 positions = positions_from_segments(segment_ids)
@@ -226,8 +129,9 @@ class Qwen3(nn.Module):
                 positions = positions_from_mask(real)
                 if cache is not None:
                     positions = positions + jnp.max(cache.positions, axis=1, keepdims=True) + 1
-        dtype = self.activation_dtype(top)
+        dtype = self.activation_dtype(params)
         backend = choose_attention(self.attention_backend, tokens.shape[1], self.config.head_dim, dtype)
+        path: AttentionPath = "cache" if cache is not None else "masked" if backend == "xla" else backend
         mask = documents = None
         if cache is not None:
             if cache.keys[0].dtype != dtype:
@@ -238,30 +142,31 @@ class Qwen3(nn.Module):
             of_tokens = jnp.where(real, positions, jnp.int32(-1))
             cache = cache.add_tokens(of_tokens)
             mask = cache_mask(cache.positions, of_tokens)
-        elif backend == "xla":
+        elif path == "masked":
             mask = causal_mask(real, segment_ids)
         else:
             documents = document_ids(None if attention_mask is None else real, segment_ids)
         cos, sin = rope_cos_sin(positions, self.config, dtype)
-        ctx = Context(
-            cos=place(cos, "batch", "sequence", None),
-            sin=place(sin, "batch", "sequence", None),
-            mask=None if mask is None else place(mask, "batch", "sequence", "cache_length"),
-            documents=None if documents is None else place(documents, "batch", "sequence"),
+        inputs = LayerInputs(
+            cos=constrain(cos, "batch", "sequence", None),
+            sin=constrain(sin, "batch", "sequence", None),
+            mask=None if mask is None else constrain(mask, "batch", "sequence", "cache_length"),
+            documents=None if documents is None else constrain(documents, "batch", "sequence"),
             counted=real if output_router_rows else None,
         )
 
         # Looked up in the columns that each device keeps: what travels is the tokens' rows and not the table.
         # Rows stay apart over `data`, which splits no table: else every device would hold those of the whole batch.
-        x = place(top["embed_tokens"].astype(dtype)[tokens], "lookup_batch", "sequence", "embed")
-        x, cache, routings = self._layers(place(x, "batch", "sequence", None), cache, ctx)
-        hidden = rms_norm(x, top["norm"].astype(dtype), self.config.rms_norm_eps)
+        x = constrain(params["embed_tokens"].astype(dtype)[tokens], "lookup_batch", "sequence", "embed")
+        x = constrain(x, "batch", "sequence", None)
+        x, cache, routings = self._layers(self._settings(path), params, x, cache, inputs)
+        hidden = rms_norm(x, params["norm"].astype(dtype), self.config.rms_norm_eps)
         if cache is not None:
             hidden = jnp.where(cache.overflowed()[:, None, None], jnp.asarray(jnp.nan, dtype), hidden)
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        head = use({name: top[name]}, specs, dtype, self.placement)[name]
+        head = cast_and_gather({name: params[name]}, global_specs(self.config), dtype, self.placement)[name]
         with jax.named_scope("lm_head"):
-            logits = place(linear(hidden[:, -logits_to_keep:], head, jnp.float32), "batch", None, "vocab")
+            logits = constrain(linear(hidden[:, -logits_to_keep:], head, jnp.float32), "batch", None, "vocab")
         return ModelOutput(
             logits=logits,
             hidden=hidden,
@@ -271,43 +176,72 @@ class Qwen3(nn.Module):
             router_rows=tuple(routing.rows for routing in routings if routing.rows is not None),
         )
 
-    def _layers(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
-        if self.is_initializing():
-            unrolled = self.layout == "unrolled"
-        else:
-            unrolled = self.has_variable("params", "layers_0")
-        run = self._unrolled if unrolled else self._stacked
+    def _parameters(self) -> Params:
+        """Declares all parameters (at init) or fetches and checks them (at apply)."""
+        given = {} if self.is_initializing() else self.variables["params"]
+        layout = layout_of(given) if given else self.layout
+        tree = spec_tree(self.config, layout)
+        if self.lora is not None:
+            for name, specs in adapter_tree(self.config, self.lora, layout).items():
+                tree[name] |= specs
+        elif any(has_adapters(leaf) for leaf in given.values() if isinstance(leaf, Mapping)):
+            raise ValueError("parameters with adapters need a model with lora, got lora=None: see load_adapters")
+        if not given:
+            draw = partial(init_params, stddev=self.config.initializer_range, dtype=self.param_dtype)
+            return {name: self.param(name, draw, specs) for name, specs in tree.items()}
+        # `param` would trace the initializers only to compare shapes, which is a third of all tracing time.
+        return {name: _checked(name, given.get(name), specs) for name, specs in tree.items()}
+
+    def _settings(self, path: AttentionPath) -> LayerSettings:
+        names = ("config", "moe_backend", "dtype", "placement", "qk_norm", "lora")
+        return LayerSettings(attention=path, **{name: getattr(self, name) for name in names})
+
+    def _layers(
+        self, settings: LayerSettings, params: Params, x: Array, cache: KVCache | None, inputs: LayerInputs
+    ) -> tuple[Array, KVCache | None, tuple[RouterReport, ...]]:
+        unrolled = layout_of(params) == "unrolled"
         size = self.config.num_hidden_layers if unrolled else len(self.config.segments)
         assert cache is None or len(cache.keys) == size, "the cache was made for the other parameter layout"
-        x, cache, routings = run(x, cache, ctx)
-        return x, None if cache is None else cache.constrained(), routings
-
-    def _unrolled(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
-        layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=True)
         routings = []
-        for i in range(self.config.num_hidden_layers):
-            layer = layer_class(**self._of_layer(self.config.is_sparse(i)), number=i, name=f"layers_{i}")
-            (x, cache), routing = layer((x, cache), None, ctx)
-            if routing is not None:
-                routings.append(jax.tree.map(lambda leaf: leaf[None], routing))
-        return x, cache, tuple(routings)
-
-    def _stacked(self, x: Array, cache: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, tuple]:
-        layer_class = rematerialise(DecoderLayer, self.remat, prevent_cse=False)
-        routings = []
-        for i, (sparse, length) in enumerate(self.config.segments):
-            scanned = nn.scan(
-                layer_class,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
-                length=length,
-            )(**self._of_layer(sparse), number=i, name=f"segments_{i}")
-            (x, cache), routing = scanned((x, cache), jnp.arange(length, dtype=jnp.int32), ctx)
+        for number in range(size):
+            if unrolled:
+                one = partial(decoder_layer, settings, self.config.is_sparse(number), (number, None))
+                x, cache, routing = checkpointed(one, self.remat, True)(params[f"layers_{number}"], x, cache, inputs)
+                routing = jax.tree.map(lambda leaf: leaf[None], routing)
+            else:
+                x, cache, routing = self._scanned(settings, number, params[f"segments_{number}"], x, cache, inputs)
             if routing is not None:
                 routings.append(routing)
-        return x, cache, tuple(routings)
+        return x, None if cache is None else cache.constrained(), tuple(routings)
 
-    def _of_layer(self, sparse: bool) -> dict[str, Any]:
-        names = ("config", "moe_backend", "attention_backend", "param_dtype", "dtype", "placement", "qk_norm", "lora")
-        return {"sparse": sparse, **{name: getattr(self, name) for name in names}}
+    def _scanned(
+        self, settings: LayerSettings, number: int, params: Params, x: Array, cache: KVCache | None, inputs: LayerInputs
+    ) -> tuple[Array, KVCache | None, RouterReport | None]:
+        """One run of identical layers. The cache stays whole in the carry, see `KVCache.update`."""
+        sparse, length = self.config.segments[number]
+
+        def one(carry: tuple[Array, KVCache | None], layer: tuple[Params, Array]) -> tuple[tuple, RouterReport | None]:
+            params, index = layer
+            x, cache, routing = decoder_layer(settings, sparse, (number, index), params, *carry, inputs)
+            return (x, cache), routing
+
+        body = checkpointed(one, self.remat, False)
+        (x, cache), routing = jax.lax.scan(body, (x, cache), (params, jnp.arange(length, dtype=jnp.int32)))
+        return x, cache, routing
+
+
+def _checked(name: str, given: Any, specs: ParamSpec | dict[str, ParamSpec]) -> Any:
+    """The parameters of one name, or of one layer.
+
+    Raises:
+      ValueError: one is missing, or has another shape.
+    """
+    if isinstance(specs, Mapping):
+        return {leaf: _checked(f"{name}/{leaf}", (given or {}).get(leaf), spec) for leaf, spec in specs.items()}
+    shape = getattr(given, "shape", None)
+    if shape != specs.shape:
+        raise ValueError(
+            f"parameter {name} must have shape {specs.shape}, got {shape}: the parameters are those of another "
+            "configuration"
+        )
+    return given

@@ -10,9 +10,9 @@ From none to full memory falls and work grows; on CPU with layers in the "stacke
 `qwen3_jax/kernels/cpu/recompute.py`).
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
@@ -26,8 +26,8 @@ def keep(name: Literal["attention"], x: Array) -> Array:
     return kept
 
 
-def rematerialise(layer: Any, remat: str, prevent_cse: bool) -> Any:
-    """The module class whose backward pass computes again what `remat` does not keep.
+def checkpointed(layer: Callable[..., Any], remat: str, prevent_cse: bool) -> Callable[..., Any]:
+    """`layer`, a function of arrays, whose backward pass computes again what `remat` does not keep.
 
     Args:
       prevent_cse: needed outside of a scan, where the compiler would join the two computations.
@@ -45,4 +45,5 @@ def rematerialise(layer: Any, remat: str, prevent_cse: bool) -> Any:
         "attention": policies.save_only_these_names("attention"),
         "full": None,
     }[remat]
-    return nn.remat(layer, prevent_cse=prevent_cse, policy=policy)
+    wrapped: Callable[..., Any] = jax.checkpoint(layer, prevent_cse=prevent_cse, policy=policy)
+    return wrapped

@@ -1,12 +1,15 @@
 """How one model lies on one mesh: the rules that hold for it, and what has to divide."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.parameters.specs import Params, ParamSpec
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, constrain, gather_weight
 
 
@@ -32,6 +35,19 @@ class Placement:
 
 
 ONE_DEVICE = Placement()
+
+
+def cast_and_gather(
+    params: Params, specs: Mapping[str, ParamSpec], dtype: Any, placement: Placement
+) -> dict[str, Array]:
+    """The parameters as they are multiplied: in the dtype of the activations (None: their own), gathered from the
+    devices that keep a part of them each. Experts stay apart: `moe` gathers its own."""
+    dtype = next(iter(params.values())).dtype if dtype is None else dtype
+    cast = {name: value.astype(dtype) for name, value in params.items()}
+    return {
+        name: value if "expert" in specs[name].axes else placement.gather(value, specs[name].axes)
+        for name, value in cast.items()
+    }
 
 
 def place(config: ModelConfig, mesh: Mesh | jax.sharding.AbstractMesh, rules: Rules = DEFAULT_RULES) -> Placement:

@@ -100,6 +100,18 @@ def spec_tree(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     return global_specs(config) | layers_tree(config, layout, lambda sparse: layer_specs(config, sparse))
 
 
+def init_params(key: Array, specs: ParamSpec | Mapping[str, ParamSpec], stddev: float, dtype: Any) -> Any:
+    """Draws one parameter, or all those of a layer (or run of layers), each from a key of its own.
+
+    Args:
+      stddev: of what is drawn from a normal distribution.
+    """
+    if isinstance(specs, ParamSpec):
+        return specs.initializer(stddev)(key, specs.shape, dtype)
+    keys = jax.random.split(key, len(specs))
+    return {name: init_params(own, spec, stddev, dtype) for own, (name, spec) in zip(keys, specs.items(), strict=True)}
+
+
 def layers_tree(
     config: ModelConfig, layout: Layout, specs_of: Callable[[bool], Mapping[str, ParamSpec]]
 ) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.experts import grouped as module
-from qwen3_jax.experts.grouped import grouped_matmul, tile_rows
+from qwen3_jax.experts.grouped import grouped_matmul
+from qwen3_jax.kernels.cpu import tiled_matmul as module
+from qwen3_jax.kernels.cpu.tiled_matmul import tile_rows
 from qwen3_jax.kernels.tiles import tile_table
 
 LOADS = {
