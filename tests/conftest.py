@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax, transformers and huggingface_hub are imported; subprocesses of the tests inherit these.
@@ -23,6 +24,13 @@ from tests import support
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_what_was_compiled() -> Iterator[None]:
+    """A worker of the suite runs tens of files; the programs of all of them took over 4 GB."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
