@@ -38,9 +38,10 @@ def prepare(args: argparse.Namespace, **changes: Any) -> tuple[Callable[..., Any
     import jax.numpy as jnp
 
     from qwen3_jax import from_pretrained
-    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.config import TrainConfig
     from qwen3_jax.train.data import Batch
     from qwen3_jax.train.optimizer import make_optimizer
+    from qwen3_jax.train.parsing import parse
     from qwen3_jax.train.state import TrainState
     from qwen3_jax.train.step import make_model, make_step
 
@@ -118,7 +119,7 @@ def loss_bytes(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from qwen3_jax.train.loss import token_losses
+    from qwen3_jax.train.objectives.cross_entropy import token_losses
 
     config = json.loads((Path(args.checkpoint) / "config.json").read_text(encoding="utf-8"))
     rows, length, width, vocab = args.rows, args.length, config["hidden_size"], config["vocab_size"]

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import pytest
 import tensorstore as ts
 
-from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.checkpoints import Checkpoints, keep_nothing
 from qwen3_jax.train.state import TrainState
-from qwen3_jax.train.tensorstore_json import keep_nothing
 
 
 @pytest.mark.parametrize(

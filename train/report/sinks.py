@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qwen3_jax.train.config import TrainConfig, to_dict
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import to_dict
 
 Record = Mapping[str, Any]
 
