@@ -30,7 +30,7 @@ from qwen3_jax.train.initial import (
     source_of,
     write_tokenizer,
 )
-from qwen3_jax.train.loop import Initial, make_training_mesh, train
+from qwen3_jax.train.loop import make_training_mesh, train
 from qwen3_jax.train.run_dir import Lock, begun, claim, stored_config
 from qwen3_jax.train.state import abstract_state
 from qwen3_jax.train.step import make_model
@@ -71,17 +71,13 @@ def run(config: TrainConfig) -> Path | None:
                 "asked to stop before the first step: what was counted of the data is kept; give the same command again"
             )
             return None
-        model, state = train(config, data, _initial(config), stop)
+        model, state = train(config, data, partial(load_initial, config) if config.init_from else None, stop)
         if int(state.step) < config.steps:
             return None
-        if model.lora is not None:
-            return export_adapters(run_dir, run_dir / "adapter", model, state.averaged)
-        if not config.ablation.qk_norm:
+        if model.lora is None and not config.ablation.qk_norm:
             warnings.warn("the model without QK-Norm is not exported: Hugging Face has no form for it", stacklevel=2)
             return run_dir
-        directory = run_dir / "model"
-        export_model(run_dir, directory, model, state.averaged)
-        return directory
+        return export(run_dir, run_dir / ("model" if model.lora is None else "adapter"), model, state.averaged)
 
 
 def command(config: TrainConfig) -> None:
@@ -108,31 +104,36 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def export_model(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> None:
-    """Writes a model of a run with the run's tokenizer; many processes call it together."""
+def export(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> Path:
+    """Writes a run's model, or its adapters in PEFT's form, with its tokenizer; many processes call it together."""
     tok = load_tokenizer(run_dir / "tokenizer")
-    generation = generation_defaults(tok, run_dir / "tokenizer")
-    save_pretrained(directory, model.clone(generation=generation), params, tok)
-
-
-def export_adapters(run_dir: Path, directory: Path, model: Qwen3, adapters: Params) -> Path:
-    """Writes adapters of a run in PEFT's form, and the run's tokenizer; many processes call it together."""
-    save_adapters(directory, model, adapters, noted_base(run_dir))
-    first_does(lambda: load_tokenizer(run_dir / "tokenizer").save(directory))
+    if model.lora is None:
+        generation = generation_defaults(tok, run_dir / "tokenizer")
+        save_pretrained(directory, model.clone(generation=generation), params, tok)
+    else:
+        save_adapters(directory, model, params, noted_base(run_dir))
+        first_does(lambda: tok.save(directory))
     return directory
 
 
 def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: MeshConfig | None = None) -> int:
     """Writes the model (or its adapters) as it was after a step that has a checkpoint; the run may still be going on.
 
-    Only the parameters that are exported are read, not the optimizer's state.
+    Arguments and errors are those of `load_trained`; returns the step.
+    """
+    model, params, found = load_trained(run_dir, step, mesh)
+    export(run_dir, directory, model, params)
+    return found
+
+
+def load_trained(run_dir: Path, step: int | None = None, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params, int]:
+    """The network of a run, what was trained of it (averaged where there is an average) and the step of the checkpoint.
+
+    The optimizer's state is not read.
 
     Args:
       step: None takes the newest.
       mesh: devices to spread the parameters over; one by default, whatever mesh the run has.
-
-    Returns:
-      The step.
 
     Raises:
       FileNotFoundError: no run there, or one without a checkpoint.
@@ -152,12 +153,7 @@ def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: M
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         params = checkpointer.restore(path, args=restore)[name]
-    params = jax.block_until_ready(params)
-    if model.lora is None:
-        export_model(run_dir, directory, model, params)
-    else:
-        export_adapters(run_dir, directory, model, params)
-    return found
+    return model, jax.block_until_ready(params), found
 
 
 def generation_defaults(tok: Tokenizer, directory: Path) -> GenerationDefaults:
@@ -183,10 +179,6 @@ def _make_ready(config: TrainConfig, run_dir: Path) -> Data:
         first_does(partial(claim_base, run_dir, config.init_from, source_of(config.init_from)))
     first_does(partial(write_tokenizer, run_dir / "tokenizer", config))
     return make_data(config, load_tokenizer(run_dir / "tokenizer"))
-
-
-def _initial(config: TrainConfig) -> Initial | None:
-    return partial(load_initial, config) if config.init_from else None
 
 
 def _check_vocabulary(config: TrainConfig) -> None:

@@ -168,12 +168,13 @@ def plan_train(
     Raises:
       ValueError: the mesh does not divide the model or the batch.
     """
+    sizes: dict[str, Any] = {str(name): int(size) for name, size in mesh.shape.items()}
     settings: dict[str, Any] = {
         "model": config.to_hf(),
         "layout": "stacked",
         "dtype": "bfloat16",
         "remat": "full",
-        "mesh": MeshConfig(**{str(name): int(size) for name, size in mesh.shape.items()}, rules=dict(rules)),
+        "mesh": MeshConfig(**sizes, rules=dict(rules)),
         "data": DataConfig(rows=batch_size, length=sequence_length),
         "steps": 1000,
     }

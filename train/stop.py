@@ -153,12 +153,9 @@ class NonFinite:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    file = JsonLines(path)
-    try:
+    with contextlib.closing(JsonLines(path)) as file:
         file.write(record)
         file.flush()
-    finally:
-        file.close()
 
 
 def _name(examples: list[str], path: Path) -> str:

@@ -1,6 +1,5 @@
 """Runs what is not done yet, one process after another; whatever ends one of them, the others go on."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ import yaml
 import qwen3_jax
 from qwen3_jax.train.ablate.study import Run, Study, identity
 from qwen3_jax.train.parsing import to_dict
+from qwen3_jax.train.report.sinks import read_records
 
 Status = Literal["finished", "diverged", "failed", "missing"]
 RESULT, CONFIG = "result.json", "run.yaml"  # in the directory of a run
@@ -130,15 +130,8 @@ def _line(outcome: Outcome) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that have a training loss; none where there is no file. A line that a crash has cut
-    short is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return [line for line in lines if "loss" in line and "step" in line]
+    """The lines of metrics.jsonl that have a training loss."""
+    return [record for _, record in read_records(path) if "loss" in record]
 
 
 def write_json(path: Path, value: Any) -> None:

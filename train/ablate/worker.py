@@ -18,20 +18,15 @@ import numpy as np
 
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.network.model import Qwen3
-from qwen3_jax.parameters.specs import Params, num_parameters
+from qwen3_jax.parameters.specs import num_parameters
 from qwen3_jax.text.tokenizer import load_tokenizer
 from qwen3_jax.train.ablate.measure import measure
 from qwen3_jax.train.ablate.runner import CONFIG, RESULT, read_metrics, write_json
 from qwen3_jax.train.ablate.study import identity
-from qwen3_jax.train.checkpoints import Checkpoints
 from qwen3_jax.train.config import TrainConfig, load_config
 from qwen3_jax.train.data import Batch, make_data
-from qwen3_jax.train.loop import make_training_mesh
-from qwen3_jax.train.run import run
+from qwen3_jax.train.run import load_trained, run
 from qwen3_jax.train.run_dir import stored_config
-from qwen3_jax.train.state import abstract_state
-from qwen3_jax.train.step import make_model
 
 _LAST = 0.1  # share of the steps whose mean is the training loss at the end
 
@@ -51,7 +46,9 @@ def work(directory: Path) -> None:
         try:
             if run(config) is None:
                 return  # asked to stop; the next process goes on
-            held_out = measure(*last_params(resolved(config)), *held_out_batches(resolved(config)))
+            # From the checkpoint: a run without a Hugging Face form has no other parameters.
+            model, params, _ = load_trained(Path(config.run_dir), mesh=config.mesh)
+            held_out = measure(model, params, *held_out_batches(resolved(config)))
         except FloatingPointError as error:
             reason = str(error)
         config = resolved(config)
@@ -72,16 +69,6 @@ def work(directory: Path) -> None:
 def resolved(config: TrainConfig) -> TrainConfig:
     """The run's configuration with the whole of its model's config.json, also where it began with another's."""
     return stored_config(Path(config.run_dir)) or config
-
-
-def last_params(config: TrainConfig) -> tuple[Qwen3, Params]:
-    """The network and its parameters (averaged ones where there are any) from the newest checkpoint: a run without a
-    Hugging Face form has no other."""
-    mesh = make_training_mesh(config.mesh)
-    model = make_model(config, mesh)
-    with Checkpoints(Path(config.run_dir) / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(model, config, mesh))
-    return model, state.averaged
 
 
 def held_out_batches(config: TrainConfig) -> tuple[list[Batch], tuple[str, ...]]:
