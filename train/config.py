@@ -96,9 +96,7 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     if isinstance(model, Mapping) and "base" in model:
         changes = {key: value for key, value in model.items() if key != "base"}
         values = {**values, "model": load_model_config(model["base"]).to_hf() | changes}
-    config = parse(TrainConfig, values)
-    assert isinstance(config, TrainConfig)
-    return config
+    return parse(TrainConfig, values)
 
 
 def without_effect(config: TrainConfig) -> Iterator[str]:

@@ -10,10 +10,11 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+T = TypeVar("T")
 _ALIKE = 0.7  # difflib's ratio: "stepz" is near "steps", "lr" is not near "lora"
 
 
@@ -91,15 +92,16 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def parse(kind: Any, values: Mapping[str, Any], prefix: str = "", whole: Any = None) -> Any:
+def parse(kind: type[T], values: Mapping[str, Any], prefix: str = "", whole: Any = None) -> T:
     """A dataclass of type `kind` from a nested mapping; see `train.config.load_config` for what it raises.
 
     Args:
       prefix: of the keys, in messages: "optimizer." where `kind` is that section.
       whole: the configuration of which it is a section, where a key that is not known is looked for; None: `kind`.
     """
+    fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(kind)  # type: ignore[arg-type]  # any dataclass
     hints = typing.get_type_hints(kind)
-    aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
+    aliases = {field.name: field.metadata.get("aliases", {}) for field in fields}
     arguments = {}
     for key, value in values.items():
         if key not in hints:
@@ -108,7 +110,7 @@ def parse(kind: Any, values: Mapping[str, Any], prefix: str = "", whole: Any = N
         if isinstance(value, bool):  # what older files say
             value = aliases[key].get(value, value)
         arguments[key] = _convert(hints[key], value, f"{prefix}{key}", whole or kind)
-    for field in dataclasses.fields(kind):
+    for field in fields:
         if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
     return kind(**arguments)
@@ -182,7 +184,7 @@ def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is str and value is None:
         return ""  # how YAML reads `init_from=`
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a section with keys of its own, got {value!r}: correct the configuration")
         return parse(kind, value, f"{name}.", whole)

@@ -88,9 +88,7 @@ def stored_config(run_dir: Path) -> TrainConfig | None:
     path = run_dir / "config.yaml"
     if not path.exists():
         return None
-    config = parse(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")) | {"run_dir": str(run_dir)})
-    assert isinstance(config, TrainConfig)
-    return config
+    return parse(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")) | {"run_dir": str(run_dir)})
 
 
 def claim(run_dir: Path, config: TrainConfig) -> None:

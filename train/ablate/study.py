@@ -130,7 +130,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     changes = parse_overrides(overrides)
     if "seeds" in changes:
         values["seeds"] = changes.pop("seeds")
-    file: StudyFile = parse(StudyFile, values)
+    file = parse(StudyFile, values)
     if not file.seeds or len(set(file.seeds)) < len(file.seeds):
         raise ValueError(f"seeds must be different whole numbers, at least one, got {list(file.seeds)}: correct them")
     base = apply(apply(read_overlays(path.parent / file.base), file.set), changes)
