@@ -10,6 +10,10 @@ The shapes are those of table 9 in Qwen3's report (arXiv 2505.09388):
 
 In a conversation of several turns earlier user messages get random flags; the last flag decides how the answer begins.
 Earlier answers stand in the prompt as the chat template renders them, without their thinking.
+
+The chat template does not know the flags `/think` and `/no_think`: they are text, and a model obeys them because it was
+trained on conversations in which the answer follows the last flag. Draws are shared with the pocket model's
+conversations.
 """
 
 import dataclasses
@@ -125,7 +129,7 @@ def split_thinking(answer: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def last_flag(messages: Iterable[Mapping[str, Any]]) -> str:
-    """The flag that decides; "" where there is none.
+    """The flag that decides, in a user's or the system's words; "" where there is none.
 
     In:  user "2+2 /no_think", assistant "4", user "and 3+3? /think"     Out: "/think"
     """

@@ -1,4 +1,7 @@
-"""Where a run begins: `init_from`, a model in Hugging Face form or an earlier run, with what changes."""
+"""Where a run begins: its tokenizer and `init_from`, a model in Hugging Face form or an earlier run, with what changes.
+
+With adapters the base is read from `init_from` at every start, so a run must notice when another model stands there.
+"""
 
 import dataclasses
 import hashlib

@@ -34,7 +34,8 @@ Initial = Callable[[Qwen3, Mesh | None], Params]
 
 
 class Evaluation:
-    """`evaluation(state)` gives sums of losses and numbers of tokens by domain, still being computed."""
+    """Loss on held-out batches, the same ones every time: `evaluation(state)` gives sums of losses and numbers of tokens
+    by domain, still being computed."""
 
     def __init__(
         self, config: TrainConfig, model: Qwen3, data: Data, here: Sequence[int], layout: NamedSharding | None

@@ -1,4 +1,10 @@
-"""Leaving in order: SIGTERM asks the loop to save and go."""
+"""What ends a run before its last step: SIGTERM, which asks the loop to save and go, and steps that are not finite.
+
+Steps whose loss or gradient is not finite stop the run or are skipped, and name their data either way:
+non_finite_P.json    of the step that stopped the run: its number and the examples in process P's part of its batch;
+                     removed when a later start has gone past that step
+non_finite_P.jsonl   the same of each step that was skipped, one object a line
+"""
 
 import contextlib
 import json

@@ -2,7 +2,7 @@
 
 Stream s of N packs rows s * B / N to (s + 1) * B / N of every batch, from its own part of one order of documents (see
 `train.data.order`). N is part of the configuration: the batches of a run are the same whatever number of processes
-makes them.
+makes them. They are made ahead, in a thread.
 """
 
 import dataclasses

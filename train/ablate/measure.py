@@ -64,7 +64,8 @@ def mutual_information(counts: Num[np.ndarray, "L G E"]) -> float:
     """Bits that a token's expert tells of its domain, mean over the layers.
 
     With p(e|g) the share of expert e in domain g and p(e) the mean of it over the domains:
-    I = mean_g sum_e p(e|g) log2(p(e|g) / p(e)), at most log2 of the number of domains.
+    I = mean_g sum_e p(e|g) log2(p(e|g) / p(e)), at most log2 of the number of domains and 0 where all domains use the
+    experts alike. Each domain counts the same, however many tokens it has; those without tokens are left out.
 
     In: [[[4, 0], [0, 4]]] (each domain has its own expert)     Out: 1.0
 

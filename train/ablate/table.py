@@ -1,4 +1,4 @@
-"""The table of an ablation: means with confidence intervals, differences to the baseline, verdicts on the claims."""
+"""The table of an ablation, alone or on a page of several: means with confidence intervals, differences, verdicts."""
 
 import dataclasses
 import re

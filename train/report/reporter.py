@@ -107,7 +107,8 @@ class Reporter:
 
 
 class Profile:
-    """Traces the steps `report.profile_steps` (the first and the last one count) into run_dir/profile."""
+    """Traces the steps `report.profile_steps` (the first and the last one count) into run_dir/profile, for
+    TensorBoard's profile plug-in, XProf or Perfetto."""
 
     def __init__(self, config: TrainConfig, first_step: int) -> None:
         steps = config.report.profile_steps
