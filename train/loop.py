@@ -34,7 +34,7 @@ Initial = Callable[[Qwen3, Mesh | None], Params]
 
 
 class Evaluation:
-    """Loss on held-out batches, the same ones every time: `evaluation(state)` gives sums of losses and numbers of tokens
+    """Loss on held-out batches, the same ones every time. `evaluation(state)` gives sums of losses and token counts
     by domain, still being computed."""
 
     def __init__(
