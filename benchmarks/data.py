@@ -72,8 +72,9 @@ def measure(name: str, directory: Path, seconds: float) -> dict[str, float]:
     """Tokens a second and the share of rows that stays empty, on one core."""
     from qwen3_jax.paths import pocket_path
     from qwen3_jax.text.tokenizer import load_tokenizer
-    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.config import TrainConfig
     from qwen3_jax.train.data import make_data
+    from qwen3_jax.train.parsing import parse
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
@@ -98,8 +99,9 @@ def grain_packing(directory: Path) -> dict[str, float]:
 
     from qwen3_jax.paths import pocket_path
     from qwen3_jax.text.tokenizer import load_tokenizer
-    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.config import TrainConfig
     from qwen3_jax.train.data import make_data
+    from qwen3_jax.train.parsing import parse
 
     config = parse(TrainConfig, {"data": settings("on the fly", directory)})
     data, length = make_data(config, load_tokenizer(pocket_path())), LENGTHS["on the fly"]

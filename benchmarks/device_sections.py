@@ -196,8 +196,9 @@ def train(section: Section, name: str) -> None:
     import jax.numpy as jnp
 
     from qwen3_jax.plans.flops import step_flops
-    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.config import TrainConfig
     from qwen3_jax.train.data import Batch
+    from qwen3_jax.train.parsing import parse
     from qwen3_jax.train.state import init_state
     from qwen3_jax.train.step import make_model, make_step
 

@@ -21,8 +21,9 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import num_parameters
 from qwen3_jax.releases import load_model_config
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch
+from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.state import init_state
 from qwen3_jax.train.step import make_model, make_step
 

@@ -6,7 +6,10 @@ With many processes each writes its own part of the arrays into the one director
 import contextlib
 import dataclasses
 import errno
+import functools
+import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +17,14 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from qwen3_jax.sharding.launch.processes import first_does
-from qwen3_jax.train.full_disk import is_full_disk, tell_once
 from qwen3_jax.train.state import TrainState
-from qwen3_jax.train.tensorstore_json import keep_nothing
 
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a process that was killed while it saved leaves behind
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BYTES_WRITTEN = "/tensorstore/kvstore/"  # what orbax asks for at each save
 
 
 class Checkpoints:
@@ -36,8 +40,8 @@ class Checkpoints:
         first_does(self._clean)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
-        tell_once()
-        keep_nothing()  # else the process grows with each save
+        silence_full_disk()
+        mend_tensorstore()  # else the process grows with each save
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -125,3 +129,69 @@ def committed(directory: Path, step: int | None = None) -> tuple[int, Path]:
         raise ValueError(f"--step must be one of the checkpoints {steps}, got {step}: choose one of them")
     found = steps[-1] if step is None else step
     return found, directory.absolute() / str(found) / "state"
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is behind an error; the libraries that write wrap it, some in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@functools.cache
+def silence_full_disk() -> None:
+    """Keeps orbax and tensorstore, from here on, from printing tracebacks of a full disk, which is raised all the same.
+
+    tensorstore leaves another one for every write that was under way when orbax gave up ("Event loop is closed"), and
+    asyncio says at the very end, when nothing could take this back, that nobody looked at the others.
+    """
+    before = sys.unraisablehook
+
+    def wanted(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return not is_full_disk(error)
+
+    def hook(left: Any) -> None:  # sys.UnraisableHookArgs
+        if not (left.exc_type is RuntimeError and str(left.exc_value) == "Event loop is closed"):
+            before(left)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(wanted)
+    sys.unraisablehook = hook
+
+
+@functools.cache
+def mend_tensorstore() -> None:
+    """Keeps saves from leaving memory behind, from here on.
+
+    tensorstore (0.1.86) keeps every key and value of a JSON object it gives out: its `JsonToPyObject`
+    (python/tensorstore/json_type_caster.cc) hands references that it owns to `PyDict_SetItem`, which takes its own, so
+    that each is counted once too often and never freed. orbax (0.12.8) asks at every save for the JSON of the kvstore's
+    spec, twice an array, and for the metrics of the drivers: together some 0.5 KiB an array.
+
+    Those two questions are answered here without tensorstore's JSON; every other one as before. Of a spec that is a
+    file's path and nothing else (not, as yet, of gs:// and s3://) the JSON is made here. Metrics of the drivers are
+    empty: orbax only logs a throughput of them.
+    """
+    to_json, metrics = ts.KvStore.Spec.to_json, ts.experimental_collect_matching_metrics
+
+    def spec_to_json(spec: ts.KvStore.Spec, include_defaults: bool = False) -> Any:
+        json = {"driver": "file", "path": spec.path}
+        return json if not include_defaults and _is(spec, json) else to_json(spec, include_defaults)
+
+    def other_metrics(metric_prefix: str = "", include_zero_metrics: bool = False) -> list[Any]:
+        return [] if metric_prefix == _BYTES_WRITTEN else metrics(metric_prefix, include_zero_metrics)
+
+    ts.KvStore.Spec.to_json = spec_to_json  # type: ignore[method-assign, assignment]
+    ts.experimental_collect_matching_metrics = other_metrics
+
+
+def _is(spec: ts.KvStore.Spec, json: Any) -> bool:
+    try:
+        return bool(spec == ts.KvStore.Spec(json))
+    except ValueError:  # the path of another driver, which no file can have
+        return False

@@ -1,10 +1,7 @@
 """Training configuration: frozen dataclasses, read from YAML, overridden by `dotted.key=value` arguments."""
 
 import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +10,7 @@ from qwen3_jax.kernels import ATTENTION_BACKENDS
 from qwen3_jax.network.remat import Remat
 from qwen3_jax.releases import load_model_config
 from qwen3_jax.sharding import MeshConfig
-from qwen3_jax.train.nearest_key import suggestion
-from qwen3_jax.train.overlays import apply, parse_overrides, read_overlays
+from qwen3_jax.train.parsing import apply, parse, parse_overrides, read_overlays
 from qwen3_jax.train.settings import (
     AblationConfig,
     DataConfig,
@@ -82,7 +78,7 @@ class TrainConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a YAML file and applies `dotted.key=value` overrides (values are YAML).
 
-    A file may name another as its `base` (relative to itself) and say only what differs, see `train.overlays`;
+    A file may name another as its `base` (relative to itself) and say only what differs, see `train.parsing`;
     `model.base` names a release of configs/model, or a file in the form of config.json, that the other keys of `model`
     change.
 
@@ -100,85 +96,29 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     if isinstance(model, Mapping) and "base" in model:
         changes = {key: value for key, value in model.items() if key != "base"}
         values = {**values, "model": load_model_config(model["base"]).to_hf() | changes}
-    config = parse(TrainConfig, values)
-    assert isinstance(config, TrainConfig)
-    return config
+    return parse(TrainConfig, values)
 
 
-def parse(kind: Any, values: Mapping[str, Any], prefix: str = "", whole: Any = None) -> Any:
-    """A dataclass of type `kind` from a nested mapping; see `load_config` for what it raises.
-
-    Args:
-      prefix: of the keys, in messages: "optimizer." where `kind` is that section.
-      whole: the configuration of which it is a section, where a key that is not known is looked for; None: `kind`.
-    """
-    hints = typing.get_type_hints(kind)
-    aliases = {field.name: field.metadata.get("aliases", {}) for field in dataclasses.fields(kind)}
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            instead = suggestion(str(key), prefix, kind, whole or kind)
-            raise ValueError(f"{prefix}{key} is not a key of the configuration: {instead}")
-        if isinstance(value, bool):  # what older files say
-            value = aliases[key].get(value, value)
-        arguments[key] = _convert(hints[key], value, f"{prefix}{key}", whole or kind)
-    for field in dataclasses.fields(kind):
-        if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{prefix}{field.name} must be set, got nothing: add it")
-    return kind(**arguments)
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain YAML values, the inverse of `parse`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def _convert(kind: Any, value: Any, name: str, whole: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is str and value is None:
-        return ""  # how YAML reads `init_from=`
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name} must be a section with keys of its own, got {value!r}: correct the configuration")
-        return parse(kind, value, f"{name}.", whole)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{name} must be one of {list(arguments)}, got {value!r}: correct the configuration")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        kind = next(a for a in arguments if a is not type(None))
-        return None if value is None else _convert(kind, value, name, whole)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} must be a list, got {value!r}: correct the configuration")
-        return tuple(_convert(arguments[0], item, name, whole) for item in value)
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML 1.1 reads 3e-3 as a string
-        except OverflowError:
-            value = math.inf
-        except ValueError:
-            pass
-    _refuse_non_finite(value, name)
-    expected = origin if isinstance(origin, type) else kind
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{name} must be of type {expected.__name__}, got {value!r}: correct the configuration")
-    return value
-
-
-def _refuse_non_finite(value: Any, name: str) -> None:
-    """No number of a configuration may be NaN or infinite, in sections without declared keys (`model`) neither."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_non_finite(item, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_non_finite(item, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value}: correct the configuration")
+def without_effect(config: TrainConfig) -> Iterator[str]:
+    """One line for each setting that was changed and has no effect: what it is, why, and what to do."""
+    data, fresh = config.data, DataConfig()
+    if config.loss.balance == "micro_batch" and config.micro_batches == 1:
+        yield "loss.balance=micro_batch is loss.balance=global with micro_batches=1: raise micro_batches, or remove it"
+    if config.evaluation.sources and not config.evaluation.every:
+        yield "evaluation.sources are not read with evaluation.every=0: set evaluation.every, or remove them"
+    if data.held_out and config.evaluation.sources:
+        yield (
+            f"data.held_out={data.held_out} takes examples from training that nothing evaluates, as there are "
+            "evaluation.sources: remove one of the two"
+        )
+    if data.held_out and not config.evaluation.every:
+        yield (
+            f"data.held_out={data.held_out} takes examples from training that nothing evaluates with "
+            "evaluation.every=0: set evaluation.every, or remove it"
+        )
+    for name in ("tasks", "curriculum_examples"):
+        if data.sources and getattr(data, name) != getattr(fresh, name):
+            yield f"data.{name} is of the pocket model's tasks and has no effect with data.sources: remove it"
+    taken = "tokenizer.path" if config.tokenizer.path else "init_from" if config.init_from else ""
+    if taken and config.tokenizer.vocab_size != TokenizerConfig().vocab_size:
+        yield f"tokenizer.vocab_size has no effect with {taken}, whose tokenizer is taken: remove it"

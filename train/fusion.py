@@ -3,35 +3,34 @@
 The shapes are those of table 9 in Qwen3's report (arXiv 2505.09388):
 
     data              the user's last words     what the model learns to write
-    with thinking     {query} /think            <think>\\n{thinking}\\n</think>\\n\\n{response}
+    with thinking     {query} /think            <think>\n{thinking}\n</think>\n\n{response}
     with thinking     {query}                   the same: thinking is the default
-    without           {query} /no_think         <think>\\n\\n</think>\\n\\n{response}
+    without           {query} /no_think         <think>\n\n</think>\n\n{response}
     without           {query}, hard switch      {response}: the template has written the empty block into the prompt
 
 In a conversation of several turns earlier user messages get random flags; the last flag decides how the answer begins.
 Earlier answers stand in the prompt as the chat template renders them, without their thinking.
+
+The chat template does not know the flags `/think` and `/no_think`: they are text, and a model obeys them because it was
+trained on conversations in which the answer follows the last flag. Draws are shared with the pocket model's
+conversations.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from qwen3_jax.text.messages import normalize_messages
-from qwen3_jax.train.flags import (
-    NO_THINK,
-    Mode,
-    append_flag,
-    append_or_prepend,
-    draw_flag,
-    draw_place,
-    earlier_flags,
-    last_flag,
-)
 from qwen3_jax.train.settings.fusion import FusionConfig
 
 Message = dict[str, Any]
+Mode = Literal["think", "no_think", "hard"]  # thinking; the soft switch; the hard switch (`enable_thinking=False`)
+Place = Literal["last", "earlier", "system"]
+THINK, NO_THINK = "/think", "/no_think"
+_FLAG = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")  # a word of its own: not the end of a path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,18 +116,6 @@ def fuse_turns(messages: Sequence[Mapping[str, Any]], config: FusionConfig, numb
     return [fuse(plain[: at + 1], config, (config.seed, number, at)) for at in turns]
 
 
-def _asked(messages: Sequence[Mapping[str, Any]]) -> bool:
-    return any(message.get("role") == "user" for message in messages)
-
-
-def _without_thinking(message: Message) -> Message:
-    """An answer as it is without thinking; in a loop of tool calls the template would show that of earlier steps."""
-    if message["role"] != "assistant":
-        return message
-    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
-    return kept | {"content": split_thinking(message)[1]}
-
-
 def split_thinking(answer: Mapping[str, Any]) -> tuple[str, str]:
     """Thinking and content of an answer, which may have its thinking in a block of its content.
 
@@ -139,3 +126,61 @@ def split_thinking(answer: Mapping[str, Any]) -> tuple[str, str]:
         return (thinking or "").strip("\n"), content
     before, _, after = content.rpartition("</think>")
     return before.rpartition("<think>")[2].strip("\n"), after.lstrip("\n")
+
+
+def last_flag(messages: Iterable[Mapping[str, Any]]) -> str:
+    """The flag that decides, in a user's or the system's words; "" where there is none.
+
+    In:  user "2+2 /no_think", assistant "4", user "and 3+3? /think"     Out: "/think"
+    """
+    texts = [str(message.get("content") or "") for message in messages if message["role"] in ("user", "system")]
+    return next((found[-1] for text in reversed(texts) if (found := _FLAG.findall(text))), "")
+
+
+def draw_flag(rng: np.random.Generator, mode: Mode, flagged: float) -> str:
+    """The flag of a sample in `mode`; `flagged` is the share of the thinking samples that say so.
+
+    The hard switch wins over whatever is written, so there any flag may stand, or none.
+    """
+    says_so = rng.random() < flagged
+    if mode == "hard":
+        return ("", "", NO_THINK, THINK)[rng.integers(4)]
+    return NO_THINK if mode == "no_think" else THINK if says_so else ""
+
+
+def earlier_flags(mode: Mode, flag: str) -> tuple[str, ...]:
+    """What may stand in turns before the deciding flag, drawn evenly.
+
+    A flag holds until the next one, so where thinking is only the default no /no_think may stand before.
+    """
+    return ("", THINK) if mode == "think" and not flag else ("", THINK, NO_THINK)
+
+
+def draw_place(rng: np.random.Generator, flag: str, earlier_turns: int, elsewhere: float = 0.3) -> Place:
+    """Where the deciding flag stands: in the last user message, or (of a share `elsewhere`) in the one before it, or in
+    the system message where there is no turn before."""
+    if not flag or rng.random() < 1 - elsewhere:
+        return "last"
+    return "earlier" if earlier_turns else "system"
+
+
+def append_flag(text: str, flag: str) -> str:
+    """In: "2+2", "/no_think"     Out: "2+2 /no_think"."""
+    return f"{text} {flag}".strip() if flag else text
+
+
+def append_or_prepend(rng: np.random.Generator, text: str, flag: str, first: float = 0.1) -> str:
+    """The last message with its flag, of a share `first` in front of the text."""
+    return f"{flag} {text}" if flag and rng.random() < first else append_flag(text, flag)
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message.get("role") == "user" for message in messages)
+
+
+def _without_thinking(message: Message) -> Message:
+    """An answer as it is without thinking; in a loop of tool calls the template would show that of earlier steps."""
+    if message["role"] != "assistant":
+        return message
+    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return kept | {"content": split_thinking(message)[1]}

@@ -1,25 +1,39 @@
-"""Where a run begins: `init_from`, a model in Hugging Face form or an earlier run, with what changes."""
+"""Where a run begins: its tokenizer and `init_from`, a model in Hugging Face form or an earlier run, with what changes.
+
+With adapters the base is read from `init_from` at every start, so a run must notice when another model stands there.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen3_jax.checkpoints.files import resolve_checkpoint
+from qwen3_jax.checkpoints.files import read_entries, resolve_checkpoint
 from qwen3_jax.checkpoints.load import from_pretrained
+from qwen3_jax.checkpoints.save import staged, write_json
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params
+from qwen3_jax.paths import pocket_path
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data import sample_texts
+from qwen3_jax.train.pocket import tokenizer as pocket_tokenizer
 
 # Keys of config.json that leave every parameter as it is.
 CHANGEABLE = frozenset(
     "rope_theta rope_scaling max_position_embeddings router_aux_loss_coef rms_norm_eps num_experts_per_tok "
     "norm_topk_prob".split()
 )
+GENERATION = "generation_config.json"
+BASE = "base.json"  # in run_dir
+_SAMPLE = 4096  # bytes of each tensor that the digest reads
 
 
 def source_of(init_from: str) -> Path:
@@ -73,3 +87,96 @@ def load_initial(config: TrainConfig, model: Qwen3, mesh: Mesh | None) -> Params
     dtype = jnp.float32 if model.lora is None else jnp.dtype(config.dtype)
     _, params = from_pretrained(source_of(config.init_from), dtype, mesh, model.layout, config.mesh.table)
     return params
+
+
+def claim_base(run_dir: Path, init_from: str, directory: Path) -> None:
+    """Notes the base of a run at its first start, and requires the same one at later starts.
+
+    Args:
+      init_from: as the user wrote it.
+      directory: where that is.
+
+    Raises:
+      ValueError: another model stands there now.
+    """
+    path, digest = run_dir / BASE, base_digest(directory)
+    if not path.exists():
+        beside = path.with_name(f"{BASE}.tmp")
+        # What an adapter names as its base: a directory in Hugging Face form where init_from is a run, else a hub's id.
+        base = str(directory) if Path(init_from).expanduser().exists() else init_from
+        write_json(beside, {"init_from": init_from, "base": base, "sha256": digest})
+        beside.replace(path)
+        return
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    if noted["sha256"] != digest:
+        raise ValueError(
+            f"init_from must be the model that the adapters of {run_dir} were begun on ({noted['init_from']}, "
+            f"{noted['sha256'][:12]}), got {digest[:12]} in {directory}: restore it, or choose another run_dir"
+        )
+
+
+def noted_base(run_dir: Path) -> str:
+    """What the adapters of a run name as their base: `save_adapters`' `base`."""
+    base: str = json.loads((run_dir / BASE).read_text(encoding="utf-8"))["base"]
+    return base
+
+
+def base_digest(directory: Path) -> str:
+    """SHA-256 of a checkpoint's tensor names, dtypes, shapes and the first 4 KiB of each tensor.
+
+    Another model, another dtype or one that was trained on differs; reading all of a large model at every start would
+    take as long as loading it.
+    """
+    digest = hashlib.sha256()
+    for name, entry in sorted(read_entries(directory).items()):
+        digest.update(json.dumps([name, entry.dtype_name, entry.shape]).encode())
+        with entry.path.open("rb") as file:
+            file.seek(entry.offset)
+            digest.update(file.read(min(_SAMPLE, entry.nbytes)))
+    return digest.hexdigest()
+
+
+def make_tokenizer(directory: Path, config: TrainConfig) -> Tokenizer:
+    """The run's tokenizer: `tokenizer.path`'s, else that of `init_from`, else one trained on the data's own text; taken
+    at the first start, read back at later ones."""
+    write_tokenizer(directory, config)
+    return load_tokenizer(directory)
+
+
+def write_tokenizer(directory: Path, config: TrainConfig) -> None:
+    """Puts the run's tokenizer into `directory` where there is none yet.
+
+    Raises:
+      FileNotFoundError: `tokenizer.path` is none.
+      ValueError: a tokenizer with more tokens than the model, or sources without text to make one from.
+    """
+    if (directory / "tokenizer_config.json").exists():
+        return
+    origin = config.tokenizer.path or (source_of(config.init_from) if config.init_from else "")
+    if not origin:
+        _train_tokenizer(directory, config)
+        return
+    tok = load_tokenizer(origin)
+    size = config.model.get("vocab_size", 0)
+    if tok.vocab_size > size:
+        raise ValueError(
+            f"the tokenizer of {origin} must have at most model.vocab_size={size} tokens, got {tok.vocab_size}: take "
+            "another, or a larger model"
+        )
+    with staged(directory) as stage:
+        tok.save(stage)
+        if (Path(origin) / GENERATION).is_file():  # its sampling defaults go with the model
+            shutil.copyfile(Path(origin) / GENERATION, stage / GENERATION)
+
+
+def _train_tokenizer(directory: Path, config: TrainConfig) -> None:
+    settings = config.tokenizer
+    texts: Iterator[str]
+    if config.data.sources:
+        texts = sample_texts(config.data, settings.corpus_size, config.seed)
+    else:
+        texts = pocket_tokenizer.corpus(config.seed, settings.corpus_size, config.data.tasks)
+    bpe = pocket_tokenizer.train_tokenizer(texts, settings.vocab_size)
+    template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
+    with staged(directory) as stage:
+        pocket_tokenizer.save_tokenizer(bpe, stage, template)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
 
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params
@@ -18,20 +19,55 @@ from qwen3_jax.sharding import MeshConfig
 from qwen3_jax.sharding.launch.processes import is_first
 from qwen3_jax.train.checkpoints import Checkpoints
 from qwen3_jax.train.config import TrainConfig
-from qwen3_jax.train.data import Data
-from qwen3_jax.train.evaluation import Evaluation
-from qwen3_jax.train.prefetch import prefetch
-from qwen3_jax.train.profile import Profile
-from qwen3_jax.train.report import Reporter, count_work
+from qwen3_jax.train.data import Batch, Data
+from qwen3_jax.train.objectives.objective import domain_losses
+from qwen3_jax.train.report.reporter import Profile, Reporter, count_work
+from qwen3_jax.train.report.sinks import Sink, keep_lines_until, make_sinks
 from qwen3_jax.train.run_dir import replace_text
-from qwen3_jax.train.sinks import Sink, keep_lines_until, make_sinks
 from qwen3_jax.train.state import TrainState, abstract_state, init_state
-from qwen3_jax.train.step import make_model, make_step
+from qwen3_jax.train.step import TRACES, make_model, make_step
 from qwen3_jax.train.stop import Stop
-from qwen3_jax.train.streams import batch_sharding, gather_places, streams_here
+from qwen3_jax.train.streams import batch_sharding, gather_places, prefetch, streams_here
 
 # Parameters to begin with, on the mesh, in the model's layout; see `train.initial`.
 Initial = Callable[[Qwen3, Mesh | None], Params]
+
+
+class Evaluation:
+    """Loss on held-out batches, the same ones every time. `evaluation(state)` gives sums of losses and token counts
+    by domain, still being computed."""
+
+    def __init__(
+        self, config: TrainConfig, model: Qwen3, data: Data, here: Sequence[int], layout: NamedSharding | None
+    ) -> None:
+        self._every, self._steps = config.evaluation.every, config.steps
+        self._batches: list[Batch] = []
+        if not self._every:
+            return
+        self._batches = [share.place(layout) for share in data.held_out(here)]
+        if not self._batches:
+            raise ValueError(
+                "evaluation must have a held-out example that fills a batch's row, got none: give more by "
+                "evaluation.sources or data.held_out, or set evaluation.every=0"
+            )
+        domains = max(len(data.domain_names), 1)
+
+        def losses(params: Any, batch: Batch) -> tuple[Float[Array, "domains"], Float[Array, "domains"]]:
+            TRACES["evaluation"] += 1
+            return domain_losses(model, params, batch, config.loss.chunk, domains)
+
+        self._losses = jax.jit(losses)
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after this step: every so many, and after the last."""
+        return bool(self._every) and (step % self._every == 0 or step == self._steps)
+
+    def __call__(self, state: TrainState) -> dict[str, Any]:
+        """Of the averaged parameters where there are any."""
+        params = state.averaged_params
+        parts = [self._losses(params, batch) for batch in self._batches]
+        totals, counts = zip(*parts, strict=True)
+        return {"domain_loss": sum(totals[1:], totals[0]), "domain_tokens": sum(counts[1:], counts[0])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +136,24 @@ def begin(
         assert initial is not None
         like = dataclasses.replace(like, frozen=initial(model, mesh))
     return checkpoints.restore(like)
+
+
+def make_training_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh that the configuration asks for; None for one device, where there is nothing to lay out.
+
+    Raises:
+      ValueError: sizes that do not use every device.
+    """
+    if all(size == 1 for size in config.sizes.values()):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"mesh must use the {len(jax.devices())} devices of all {jax.process_count()} processes, got one: set "
+                "e.g. mesh.fsdp=-1"
+            )
+        if len(jax.devices()) > 1 and jax.default_backend() != "cpu":  # CPU has as many as one asks it to have
+            warnings.warn(f"mesh: one of {len(jax.devices())} devices is used; set e.g. mesh.fsdp=-1", stacklevel=2)
+        return None
+    return config.build()
 
 
 def _steps(
@@ -176,21 +230,3 @@ def _warn_of_remat(config: TrainConfig) -> None:
             "to be computed twice: add layout=stacked",
             stacklevel=2,
         )
-
-
-def make_training_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh that the configuration asks for; None for one device, where there is nothing to lay out.
-
-    Raises:
-      ValueError: sizes that do not use every device.
-    """
-    if all(size == 1 for size in config.sizes.values()):
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"mesh must use the {len(jax.devices())} devices of all {jax.process_count()} processes, got one: set "
-                "e.g. mesh.fsdp=-1"
-            )
-        if len(jax.devices()) > 1 and jax.default_backend() != "cpu":  # CPU has as many as one asks it to have
-            warnings.warn(f"mesh: one of {len(jax.devices())} devices is used; set e.g. mesh.fsdp=-1", stacklevel=2)
-        return None
-    return config.build()

@@ -1,4 +1,4 @@
-"""One training run from a configuration: where it begins, tokenizer, data, loop, export."""
+"""One training run from a configuration: what comes before the first step, the loop, and the export of its model."""
 
 import sys
 import warnings
@@ -6,22 +6,37 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.sharding.launch.processes import first_does
-from qwen3_jax.text.tokenizer import load_tokenizer
-from qwen3_jax.train.config import TrainConfig, load_config
-from qwen3_jax.train.data import Data, claim_data, make_data
-from qwen3_jax.train.export import export_adapters, export_model
-from qwen3_jax.train.full_disk import is_full_disk
-from qwen3_jax.train.initial import load_initial, resolve, source_of
-from qwen3_jax.train.loop import Initial, train
-from qwen3_jax.train.lora import claim_base
-from qwen3_jax.train.run_dir import Lock, begun, claim, stored_config
-from qwen3_jax.train.stop import Stop, Stopped
-from qwen3_jax.train.tokenizer import write_tokenizer
-from qwen3_jax.train.without_effect import warn_without_effect
+import jax
+import orbax.checkpoint as ocp
 
-USAGE = "usage: python -m qwen3_jax.train CONFIG.yaml run_dir=DIR [key=value ...]"
+from qwen3_jax.checkpoints.adapters import save_adapters
+from qwen3_jax.checkpoints.load import read_generation, save_pretrained
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.generation_defaults import GenerationDefaults
+from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.specs import Params
+from qwen3_jax.sharding import MeshConfig
+from qwen3_jax.sharding.launch.processes import first_does, is_first
+from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
+from qwen3_jax.train.checkpoints import committed, is_full_disk
+from qwen3_jax.train.config import TrainConfig, load_config, without_effect
+from qwen3_jax.train.data import Data, claim_data, make_data
+from qwen3_jax.train.initial import (
+    GENERATION,
+    claim_base,
+    load_initial,
+    noted_base,
+    resolve,
+    source_of,
+    write_tokenizer,
+)
+from qwen3_jax.train.loop import make_training_mesh, train
+from qwen3_jax.train.run_dir import Lock, begun, claim, stored_config
+from qwen3_jax.train.state import abstract_state
+from qwen3_jax.train.step import make_model
+from qwen3_jax.train.stop import Stop, Stopped
+
+USAGE = "usage: qwen3-jax train CONFIG.yaml run_dir=DIR [key=value ...]"
 
 
 def run(config: TrainConfig) -> Path | None:
@@ -56,17 +71,104 @@ def run(config: TrainConfig) -> Path | None:
                 "asked to stop before the first step: what was counted of the data is kept; give the same command again"
             )
             return None
-        model, state = train(config, data, _initial(config), stop)
+        model, state = train(config, data, partial(load_initial, config) if config.init_from else None, stop)
         if int(state.step) < config.steps:
             return None
-        if model.lora is not None:
-            return export_adapters(run_dir, run_dir / "adapter", model, state.averaged)
-        if not config.ablation.qk_norm:
+        if model.lora is None and not config.ablation.qk_norm:
             warnings.warn("the model without QK-Norm is not exported: Hugging Face has no form for it", stacklevel=2)
             return run_dir
-        directory = run_dir / "model"
-        export_model(run_dir, directory, model, state.averaged)
-        return directory
+        return export(run_dir, run_dir / ("model" if model.lora is None else "adapter"), model, state.averaged)
+
+
+def command(config: TrainConfig) -> None:
+    """Warns of settings without effect, runs, and prints the directory; of many processes the first one speaks."""
+    if is_first():
+        for line in without_effect(config):
+            warnings.warn(line, stacklevel=2)
+    directory = run(config)
+    if is_first() and directory is not None:
+        print(directory)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command, without flags; 0 when the run is done or was asked to stop, 2 with one line for a user's mistake, 1
+    where training broke down."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    try:
+        command(load_config(argv[0], argv[1:]))
+    except (FloatingPointError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) or is_full_disk(error) else 2
+    return 0
+
+
+def export(run_dir: Path, directory: Path, model: Qwen3, params: Params) -> Path:
+    """Writes a run's model, or its adapters in PEFT's form, with its tokenizer; many processes call it together."""
+    tok = load_tokenizer(run_dir / "tokenizer")
+    if model.lora is None:
+        generation = generation_defaults(tok, run_dir / "tokenizer")
+        save_pretrained(directory, model.clone(generation=generation), params, tok)
+    else:
+        save_adapters(directory, model, params, noted_base(run_dir))
+        first_does(lambda: tok.save(directory))
+    return directory
+
+
+def export_step(run_dir: Path, directory: Path, step: int | None = None, mesh: MeshConfig | None = None) -> int:
+    """Writes the model (or its adapters) as it was after a step that has a checkpoint; the run may still be going on.
+
+    Arguments and errors are those of `load_trained`; returns the step.
+    """
+    model, params, found = load_trained(run_dir, step, mesh)
+    export(run_dir, directory, model, params)
+    return found
+
+
+def load_trained(run_dir: Path, step: int | None = None, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params, int]:
+    """The network of a run, what was trained of it (averaged where there is an average) and the step of the checkpoint.
+
+    The optimizer's state is not read.
+
+    Args:
+      step: None takes the newest.
+      mesh: devices to spread the parameters over; one by default, whatever mesh the run has.
+
+    Raises:
+      FileNotFoundError: no run there, or one without a checkpoint.
+      ValueError: no checkpoint of this step.
+    """
+    config = stored_config(run_dir)
+    if config is None:
+        raise FileNotFoundError(f"{run_dir} must be the run_dir of a run, got no config.yaml there: correct the path")
+    built = make_training_mesh(mesh or MeshConfig())
+    model = make_model(config, built)
+    state = abstract_state(model, config, built)
+    name = "params" if state.ema is None else "ema"
+    wanted = {name: getattr(state, name)}
+    found, path = committed(run_dir / "checkpoints", step)
+    restore = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        params = checkpointer.restore(path, args=restore)[name]
+    return model, jax.block_until_ready(params), found
+
+
+def generation_defaults(tok: Tokenizer, directory: Path) -> GenerationDefaults:
+    """Those that the run took over with its tokenizer, else what Qwen3's hybrid releases have, with this one's ids."""
+    if (directory / GENERATION).exists():
+        return read_generation(directory)
+    end = tok.token_to_id("<|endoftext|>")
+    return GenerationDefaults(
+        eos_token_ids=tuple(dict.fromkeys(token for token in (tok.eos_token_id, end) if token is not None)),
+        bos_token_id=end,
+        pad_token_id=end,
+        temperature=0.6,
+        top_k=20,
+        top_p=0.95,
+    )
 
 
 def _make_ready(config: TrainConfig, run_dir: Path) -> Data:
@@ -79,10 +181,6 @@ def _make_ready(config: TrainConfig, run_dir: Path) -> Data:
     return make_data(config, load_tokenizer(run_dir / "tokenizer"))
 
 
-def _initial(config: TrainConfig) -> Initial | None:
-    return partial(load_initial, config) if config.init_from else None
-
-
 def _check_vocabulary(config: TrainConfig) -> None:
     """Of a tokenizer that the run makes itself."""
     size = config.model.get("vocab_size", 0)
@@ -90,21 +188,3 @@ def _check_vocabulary(config: TrainConfig) -> None:
         raise ValueError(
             f"tokenizer.vocab_size must be at most model.vocab_size={size}, got {config.tokenizer.vocab_size}: lower it"
         )
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command; 0 when the run is done or was asked to stop, 2 with one line for a user's mistake, 1 where training
-    broke down."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    try:
-        config = load_config(argv[0], argv[1:])
-        warn_without_effect(config)
-        directory = run(config)
-        if directory is not None:
-            print(directory)
-    except (FloatingPointError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) or is_full_disk(error) else 2
-    return 0

@@ -5,7 +5,7 @@ environment.json   every start: when, by which command, with which packages, fro
 tokenizer/         the run's tokenizer
 metrics.jsonl      one object a step
 checkpoints/N      the state after step N
-non_finite_P.json, non_finite_P.jsonl   steps whose loss or gradient was not finite, see train.non_finite
+non_finite_P.json, non_finite_P.jsonl   steps whose loss or gradient was not finite, see train.stop
 data_identity.json what the files of the data are, by contents
 data.json          tokens read by label, against the target, at the end (of data from files)
 model/             the finished model in Hugging Face form
@@ -30,7 +30,8 @@ import jax
 import yaml
 
 from qwen3_jax.sharding.launch.processes import first_does
-from qwen3_jax.train.config import TrainConfig, parse, to_dict
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import parse, to_dict
 
 # What may differ between two starts of a run: it decides none of what is learnt. A name stands for all beneath it.
 FREE = frozenset(
@@ -87,9 +88,7 @@ def stored_config(run_dir: Path) -> TrainConfig | None:
     path = run_dir / "config.yaml"
     if not path.exists():
         return None
-    config = parse(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")) | {"run_dir": str(run_dir)})
-    assert isinstance(config, TrainConfig)
-    return config
+    return parse(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")) | {"run_dir": str(run_dir)})
 
 
 def claim(run_dir: Path, config: TrainConfig) -> None:

@@ -11,11 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import Array, Int
 
 from qwen3_jax.network.model import Qwen3
-from qwen3_jax.parameters.adapters import adapter_tree, init_adapters
+from qwen3_jax.parameters.adapters import adapter_tree, init_adapters, with_adapters
 from qwen3_jax.parameters.specs import ParamSpec, spec_tree
 from qwen3_jax.sharding import named_sharding
 from qwen3_jax.train.config import TrainConfig
-from qwen3_jax.train.lora import joined
 from qwen3_jax.train.optimizer import make_optimizer
 
 
@@ -153,3 +152,8 @@ def _state_shapes(model: Qwen3, config: TrainConfig) -> TrainState:
 
 def _map_specs(function: Callable[[ParamSpec], Any], specs: Any) -> Any:
     return jax.tree.map(function, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+
+
+def joined(params: Any, frozen: Any) -> Any:
+    """What is trained and the frozen base, as the parameters of one model."""
+    return params if frozen is None else with_adapters(frozen, params)

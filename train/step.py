@@ -1,9 +1,10 @@
-"""One training step: state -> state, jitted once, the old state donated."""
+"""One training step: state -> state, jitted once, the old state donated; and compiled for devices that are not here."""
 
 import collections
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,22 +15,24 @@ from jaxtyping import Array, Bool, Float
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.model import Qwen3
+from qwen3_jax.parameters.adapters import Lora, make_lora
 from qwen3_jax.parameters.placement import Placement, place
-from qwen3_jax.sharding import Rules, axes_of, named_sharding
+from qwen3_jax.sharding import MeshConfig, Rules, axes_of
+from qwen3_jax.sharding.ahead_of_time.compile import Outcome, compile_ahead, local_bytes
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch
-from qwen3_jax.train.lora import lora_of
-from qwen3_jax.train.objective import batch_loss as batch_loss
-from qwen3_jax.train.objective import gradients
+from qwen3_jax.train.objectives.objective import gradients
 from qwen3_jax.train.optimizer import make_optimizer, schedule
-from qwen3_jax.train.state import TrainState, next_average, state_shardings
+from qwen3_jax.train.settings import DataConfig, LoraConfig
+from qwen3_jax.train.state import TrainState, abstract_state, next_average, state_shardings
+from qwen3_jax.train.streams import batch_sharding
 
 TRACES: collections.Counter[str] = collections.Counter()  # how often each jitted function was traced
 
 
 @flax.struct.dataclass
 class Metrics:
-    """Of one step; those of the loss are `qwen3_jax.train.objective.Report`'s.
+    """Of one step; those of the loss are `train.objectives.objective.Report`'s.
 
     Attributes:
       grad_norm: float32[], before clipping.
@@ -64,16 +67,14 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
             f"data.length must be at most the model's context of {architecture.context_length} tokens, got "
             f"{config.data.length}: shorten it, or set model.max_position_embeddings or model.rope_scaling"
         )
-    if config.loss.balance_coefficient is not None and not any(sparse for sparse, _ in architecture.segments):
-        raise ValueError(
-            f"loss.balance_coefficient has an effect only on a model with experts, got "
-            f"{config.loss.balance_coefficient} for a dense one: remove it"
-        )
-    if config.loss.balance not in ("global", "none") and not any(sparse for sparse, _ in architecture.segments):
-        raise ValueError(
-            f"loss.balance has an effect only on a model with experts, got {config.loss.balance} for a dense one: "
-            "remove it"
-        )
+    given = {"balance_coefficient": config.loss.balance_coefficient is not None}
+    given["balance"] = config.loss.balance not in ("global", "none")
+    for name in given:
+        if given[name] and not any(sparse for sparse, _ in architecture.segments):
+            raise ValueError(
+                f"loss.{name} has an effect only on a model with experts, got {getattr(config.loss, name)} for a dense "
+                "one: remove it"
+            )
     placement = Placement() if mesh is None else place(architecture, mesh, config.mesh.table)
     if mesh is not None:
         for name, size, axis in (("rows", config.data.rows, "batch"), ("length", config.data.length, "sequence")):
@@ -96,6 +97,20 @@ def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:
         qk_norm=config.ablation.qk_norm,
         lora=lora_of(config.lora, architecture),
     )
+
+
+def lora_of(config: LoraConfig | None, architecture: ModelConfig) -> Lora | None:
+    """The adapters of a run; None where all parameters are trained.
+
+    Raises:
+      ValueError: as `qwen3_jax.parameters.adapters.make_lora`; the line begins with "lora.".
+    """
+    if config is None:
+        return None
+    try:
+        return make_lora(architecture, **dataclasses.asdict(config))
+    except ValueError as error:
+        raise ValueError(f"lora.{error}") from None
 
 
 def make_step(
@@ -135,9 +150,54 @@ def make_step(
     return jax.jit(train_step, donate_argnums=0, out_shardings=layout)
 
 
-def put_batch(batch: Batch, mesh: Mesh | None, rules: Rules) -> Batch:
-    """A batch on its devices."""
-    if mesh is None:
-        return batch
-    layout = named_sharding(mesh, ("batch", "sequence"), rules)
-    return jax.tree.map(lambda array: jax.device_put(array, layout), batch)
+def plan_train(
+    config: ModelConfig, mesh: Mesh, rules: Rules, sequence_length: int, batch_size: int, **changes: Any
+) -> tuple[Outcome, dict[str, int]]:
+    """The project's own step with float32 parameters and AdamW, bfloat16 compute, stacked layers, every layer
+    rematerialised (remat "full").
+
+    For GPUs attention is XLA's form: cuDNN's can be compiled only where cuDNN is.
+
+    Args:
+      batch_size: sequences of the global batch.
+      changes: fields of `TrainConfig` that differ.
+
+    Returns:
+      the outcome, and bytes per device of "parameters" and "optimizer".
+
+    Raises:
+      ValueError: the mesh does not divide the model or the batch.
+    """
+    sizes: dict[str, Any] = {str(name): int(size) for name, size in mesh.shape.items()}
+    settings: dict[str, Any] = {
+        "model": config.to_hf(),
+        "layout": "stacked",
+        "dtype": "bfloat16",
+        "remat": "full",
+        "mesh": MeshConfig(**sizes, rules=dict(rules)),
+        "data": DataConfig(rows=batch_size, length=sequence_length),
+        "steps": 1000,
+    }
+    return plan_run(TrainConfig(**(settings | changes)), mesh)
+
+
+def plan_run(train: TrainConfig, mesh: Mesh) -> tuple[Outcome, dict[str, int]]:
+    """The step of a training configuration, on the mesh that its own sizes make of the devices that are planned for.
+
+    Returns, raises: as `plan_train`.
+    """
+    if mesh.devices.flat[0].platform == "gpu":
+        train = dataclasses.replace(train, attention_backend="xla")
+    model = make_model(train, mesh)
+    state = abstract_state(model, train, mesh)
+    layout = batch_sharding(mesh, model.placement.rules)
+
+    def row(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((train.data.rows, train.data.length), dtype, sharding=layout)
+
+    whole = {name: row(jnp.int32) for name in ("tokens", "targets", "segment_ids", "domains")}
+    batch = Batch(**whole, loss_mask=row(jnp.bool_))
+    step = make_step(model, train, mesh)  # makes a few arrays, for which a mesh without devices would be in the way
+    with jax.set_mesh(mesh):
+        outcome = compile_ahead(step, state, batch)
+    return outcome, {"parameters": local_bytes(state.params), "optimizer": local_bytes(state.opt_state)}

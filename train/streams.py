@@ -2,14 +2,16 @@
 
 Stream s of N packs rows s * B / N to (s + 1) * B / N of every batch, from its own part of one order of documents (see
 `train.data.order`). N is part of the configuration: the batches of a run are the same whatever number of processes
-makes them.
+makes them. They are made ahead, in a thread.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -20,6 +22,7 @@ from qwen3_jax.sharding import Rules, named_sharding
 from qwen3_jax.sharding.launch.processes import gather
 from qwen3_jax.train.data.packing import Batch, Packed
 
+T = TypeVar("T")
 FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
 
 
@@ -117,3 +120,37 @@ def gather_places(places: Mapping[int, Any], streams: int) -> list[Any]:
     for part in gather({str(stream): place for stream, place in places.items()}):
         known |= part
     return [known[str(stream)] for stream in range(streams)]
+
+
+def prefetch(stream: Iterator[T], ahead: int = 2) -> Generator[T, None, None]:
+    """Makes the next batches in a thread while the devices work; an error in it is raised at `next`."""
+    made: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    done = threading.Event()
+
+    def work() -> None:
+        item: Any
+        while not done.is_set():
+            try:
+                item = next(stream)
+            except Exception as error:  # handed to the consumer, which raises it
+                item = error
+            while not done.is_set():
+                try:
+                    made.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, Exception):
+                return
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = made.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        done.set()
+        thread.join()

@@ -38,9 +38,10 @@ def prepare(args: argparse.Namespace, **changes: Any) -> tuple[Callable[..., Any
     import jax.numpy as jnp
 
     from qwen3_jax import from_pretrained
-    from qwen3_jax.train.config import TrainConfig, parse
+    from qwen3_jax.train.config import TrainConfig
     from qwen3_jax.train.data import Batch
     from qwen3_jax.train.optimizer import make_optimizer
+    from qwen3_jax.train.parsing import parse
     from qwen3_jax.train.state import TrainState
     from qwen3_jax.train.step import make_model, make_step
 

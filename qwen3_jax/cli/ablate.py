@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
     from qwen3_jax.cli.common import print_json
     from qwen3_jax.train.ablate import Stopped, load_study, run_study, tabulate, write_table
-    from qwen3_jax.train.ablate.page import put_on_page
     from qwen3_jax.train.ablate.plots import write_plots
+    from qwen3_jax.train.ablate.table import put_on_page
 
     study = load_study(_study_file(args.config), args.overrides)
     root.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Writes the directory and prints its path."""
     from qwen3_jax.cli.common import waiting
-    from qwen3_jax.train.export import export_step
+    from qwen3_jax.train.run import export_step
 
     stay_alone("export")
     with waiting(f"exporting {args.run_dir}"):

@@ -116,7 +116,7 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     from qwen3_jax.infer.plan import plan_decode, plan_prefill
     from qwen3_jax.plans.report import Request, describe
     from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
-    from qwen3_jax.train.plan import plan_run, plan_train
+    from qwen3_jax.train.step import plan_run, plan_train
 
     topology = parse_topology(args.topology, args.num_slices)
     mesh_config = args.train.mesh if mesh_text is None else read_mesh(mesh_text)

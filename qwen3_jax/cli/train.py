@@ -44,12 +44,11 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the last step, or to where it is asked to stop."""
-    from qwen3_jax import train
     from qwen3_jax.compile_cache import enable_compile_cache
-    from qwen3_jax.sharding.launch.processes import is_first
-    from qwen3_jax.train.without_effect import warn_without_effect
+    from qwen3_jax.train.config import load_config
+    from qwen3_jax.train.run import command
 
-    config = train.load_config(config_file(args.config), args.overrides)
+    config = load_config(config_file(args.config), args.overrides)
     if args.mesh is not None:
         config = dataclasses.replace(config, mesh=read_mesh(args.mesh))
     if args.profile_steps is not None:
@@ -57,11 +56,7 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, report=report)
     start_processes(args)
     enable_compile_cache()
-    if is_first():
-        warn_without_effect(config)
-    directory = train.run(config)
-    if is_first() and directory is not None:
-        print(directory)
+    command(config)
     return 0
 
 

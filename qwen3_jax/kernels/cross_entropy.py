@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of, current_mesh, logical_to_spec
 
@@ -69,19 +69,6 @@ def token_losses(
       z_loss: coefficient of log_z^2 (PaLM, 2204.02311, section 5), which keeps log_z near 0.
     """
     return TokenLosses(*_losses(hidden, head, targets, weights, _How(chunk, z_loss, rules)))
-
-
-def cross_entropy(
-    hidden: Float[Array, "B T D"],
-    head: Float[Array, "V D"],
-    targets: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    chunk: int,
-    rules: Rules = DEFAULT_RULES,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the losses of the tokens in `mask`, and their number; the arguments are those of `token_losses`."""
-    total = token_losses(hidden, head, targets, mask.astype(jnp.float32), chunk, rules).objective
-    return total, jnp.sum(mask, dtype=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -22,9 +22,10 @@ from qwen3_jax.sharding import parse_mesh
 from qwen3_jax.sharding.launch.distributed import start
 from qwen3_jax.sharding.launch.processes import gather, is_first
 from qwen3_jax.text.tokenizer import load_tokenizer
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Example, endless_data
 from qwen3_jax.train.loop import train
+from qwen3_jax.train.parsing import parse
 
 PROMPTS = ["What is 3", "user hi assistant <think>\n"]
 GREEDY = GenerationConfig(temperature=0.0, max_new_tokens=48)

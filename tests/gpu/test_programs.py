@@ -8,7 +8,7 @@ from qwen3_jax.sharding.ahead_of_time.chips import CHIPS
 from qwen3_jax.sharding.ahead_of_time.hlo import parse_program
 from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 from qwen3_jax.sharding.ahead_of_time.traffic import communication
-from qwen3_jax.train.plan import plan_train
+from qwen3_jax.train.step import plan_train
 from tests.tiny import dense_config, moe_config
 
 # A vocabulary of which sampling takes the best tokens by top_k first, as it does of the real one.

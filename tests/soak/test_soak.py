@@ -27,7 +27,7 @@ def test_a_slope_is_found_within_its_confidence() -> None:
 
 
 def test_what_each_save_keeps_is_growth_and_told_in_kib() -> None:
-    """94 KiB a save, every 2 seconds, as it was before `train.tensorstore_json`: 16% an hour."""
+    """94 KiB a save, every 2 seconds, as it was before `train.checkpoints.mend_tensorstore`: 16% an hour."""
     found = growth(samples(mib_an_hour=0.0, kib_a_save=94.0, interval=20), 20)
     assert found.saves_an_hour == pytest.approx(1800, rel=0.01)
     assert float(found.kib_a_save.split()[0]) == pytest.approx(94.0, rel=0.05)

@@ -3,7 +3,7 @@
 from qwen3_jax.cli.train import config_file
 from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 from qwen3_jax.train.config import load_config
-from qwen3_jax.train.plan import plan_run
+from qwen3_jax.train.step import plan_run
 from tests.support import REPO
 from tests.tpu.conftest import kernels_of
 

@@ -12,8 +12,8 @@ from qwen3_jax.sharding import parse_mesh
 from qwen3_jax.sharding.ahead_of_time.hlo import Program, parse_program, shape_dims
 from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
 from qwen3_jax.sharding.ahead_of_time.traffic import Collective, communication
-from qwen3_jax.train.plan import plan_train
 from qwen3_jax.train.settings import LossConfig
+from qwen3_jax.train.step import plan_train
 
 LAYERS, TOKENS, BATCH, LOSS_CHUNK = 4, 4096, 256, 2048
 SIZES = "fsdp=32,expert=8"

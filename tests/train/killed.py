@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).parents[2]))  # started by its path, from anywhere
 
 from qwen3_jax import train
-from qwen3_jax.train import sinks
+from qwen3_jax.train.report import sinks
 
 
 def die() -> NoReturn:

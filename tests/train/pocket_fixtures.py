@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.initial import make_tokenizer
 from qwen3_jax.train.settings import TokenizerConfig
-from qwen3_jax.train.tokenizer import make_tokenizer
 
 MODEL = {
     "model_type": "qwen3",

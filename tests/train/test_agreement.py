@@ -14,8 +14,9 @@ import pytest
 
 from qwen3_jax import save_pretrained
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch
+from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.state import TrainState, init_state
 from qwen3_jax.train.step import TRACES, make_model, make_step
 from tests.tiny import dense_config, moe_config, random_params

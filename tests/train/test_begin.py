@@ -15,15 +15,14 @@ from qwen3_jax.cli import main
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.text.tokenizer import load_tokenizer
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig, without_effect
 from qwen3_jax.train.data import make_data
-from qwen3_jax.train.initial import load_initial, resolve
+from qwen3_jax.train.initial import load_initial, resolve, write_tokenizer
+from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.run import run
 from qwen3_jax.train.run_dir import stored_config
 from qwen3_jax.train.state import init_state, state_shardings
 from qwen3_jax.train.step import TRACES, make_model
-from qwen3_jax.train.tokenizer import write_tokenizer
-from qwen3_jax.train.without_effect import without_effect
 from tests import tiny
 from tests.train.pocket_fixtures import MODEL
 

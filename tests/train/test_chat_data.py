@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.train.config import load_config
-from qwen3_jax.train.flags import last_flag
+from qwen3_jax.train.fusion import last_flag
 from qwen3_jax.train.pocket import prompts, tasks
 from qwen3_jax.train.pocket.chat_data import chat_records, main, text_records
 from tests.support import REPO

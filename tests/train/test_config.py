@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.train.config import TrainConfig, load_config, parse, to_dict
+from qwen3_jax.train.config import TrainConfig, load_config
+from qwen3_jax.train.parsing import parse, to_dict
 from qwen3_jax.train.run import main
 from tests.support import REPO
 

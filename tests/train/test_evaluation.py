@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from qwen3_jax.network.model import Qwen3
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Data, Example, endless_data
-from qwen3_jax.train.evaluation import Evaluation
-from qwen3_jax.train.loop import train
-from qwen3_jax.train.objective import domain_losses
-from qwen3_jax.train.report import evaluated_numbers
+from qwen3_jax.train.loop import Evaluation, train
+from qwen3_jax.train.objectives.objective import domain_losses
+from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.report.reporter import evaluated_numbers
 from qwen3_jax.train.state import TrainState
 from qwen3_jax.train.step import TRACES
 from tests.tiny import dense_config, random_params
@@ -111,7 +111,8 @@ def test_averaged_parameters_are_evaluated_where_there_are_any_and_batches_never
 
 def test_held_out_sums_on_a_mesh_are_those_of_one_device(tmp_path: Path) -> None:
     from qwen3_jax.train.state import state_shardings
-    from qwen3_jax.train.step import make_model, put_batch
+    from qwen3_jax.train.step import make_model
+    from tests.train.batches import put_batch
 
     config = settings(tmp_path, mesh={"fsdp": 2, "tensor": 2, "context": 2}, layout="stacked")
     mesh = config.mesh.build()

@@ -11,8 +11,7 @@ import pytest
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from qwen3_jax.train.data.chat_loss_mask import answer_parts
 from qwen3_jax.train.data.examples import Encoder
-from qwen3_jax.train.flags import NO_THINK, THINK, last_flag
-from qwen3_jax.train.fusion import Fused, fuse, fuse_turns, split_thinking
+from qwen3_jax.train.fusion import NO_THINK, THINK, Fused, fuse, fuse_turns, last_flag, split_thinking
 from qwen3_jax.train.settings import FusionConfig, SourceConfig
 from tests.support import shared_dir
 from tests.train.pocket_fixtures import pocket_tokenizer

@@ -19,15 +19,17 @@ from qwen3_jax.checkpoints.load import from_pretrained
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import spec_tree
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Data, batches, endless_data, make_data
 from qwen3_jax.train.loop import _warn_of_remat, train
 from qwen3_jax.train.optimizer import decay_mask, schedule
-from qwen3_jax.train.prefetch import prefetch
-from qwen3_jax.train.report import balance
+from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.report.reporter import balance
 from qwen3_jax.train.run import run
-from qwen3_jax.train.step import TRACES, batch_loss
+from qwen3_jax.train.step import TRACES
+from qwen3_jax.train.streams import prefetch
 from tests.tiny import random_params
+from tests.train.batches import batch_loss
 from tests.train.pocket_fixtures import MODEL, pocket_tokenizer
 
 

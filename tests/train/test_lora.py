@@ -10,12 +10,14 @@ import pytest
 
 from qwen3_jax.parameters.adapters import adapter_tree
 from qwen3_jax.train.checkpoints import Checkpoints
-from qwen3_jax.train.config import TrainConfig, parse
-from qwen3_jax.train.lora import base_digest, claim_base, joined, noted_base
-from qwen3_jax.train.state import init_state, state_shardings
-from qwen3_jax.train.step import batch_loss, make_model, make_step, put_batch
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.initial import base_digest, claim_base, noted_base
+from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.state import init_state, joined, state_shardings
+from qwen3_jax.train.step import make_model, make_step
 from tests.qwen3_jax.checkpoints.written import write_checkpoint
 from tests.tiny import dense_config, random_params
+from tests.train.batches import batch_loss, put_batch
 from tests.train.test_sharded import packed_batch, relative
 
 ARCHITECTURE = dense_config()

@@ -12,8 +12,9 @@ from qwen3_jax.parameters.specs import restack
 from qwen3_jax.train.optimizer import decay_mask, make_optimizer, muon_labels, schedule
 from qwen3_jax.train.settings import OptimizerConfig
 from qwen3_jax.train.state import init_state, state_shardings
-from qwen3_jax.train.step import TRACES, make_model, make_step, put_batch
+from qwen3_jax.train.step import TRACES, make_model, make_step
 from tests.tiny import moe_config, random_params
+from tests.train.batches import put_batch
 from tests.train.test_sharded import packed_batch, relative, settings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.kernels.cross_entropy import cross_entropy
+from qwen3_jax.kernels.cross_entropy import token_losses
 from qwen3_jax.sharding import DEFAULT_RULES, make_mesh, mesh_config
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch
+from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.state import init_state, state_shardings
-from qwen3_jax.train.step import batch_loss, make_model, make_step, put_batch
+from qwen3_jax.train.step import make_model, make_step
 from tests.tiny import dense_config, moe_config, random_params
+from tests.train.batches import batch_loss, put_batch
 
 MESHES = {
     "fsdp": {"fsdp": 8},
@@ -133,7 +135,8 @@ def test_no_gradient_crosses_documents_that_devices_share() -> None:
             segment_ids=batch.segment_ids,
         )
         head = jnp.ones((512, 32), jnp.float32)
-        return cross_entropy(out.hidden, head * jnp.arange(512.0)[:, None], batch.targets, batch.loss_mask, 16)[0]
+        head, counted = head * jnp.arange(512.0)[:, None], batch.loss_mask.astype(jnp.float32)
+        return token_losses(out.hidden, head, batch.targets, counted, 16).objective
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, state_shardings(model, config, mesh).params)
@@ -174,7 +177,8 @@ def test_the_vocabulary_loss_is_that_of_one_device() -> None:
     rng = np.random.default_rng(0)
     hidden, head = (rng.normal(size=size).astype(np.float32) for size in ((8, 16, 32), (64, 32)))
     targets, mask = jnp.asarray(rng.integers(0, 64, (8, 16)), jnp.int32), jnp.asarray(rng.random((8, 16)) < 0.7)
-    total = jax.value_and_grad(lambda h, w: cross_entropy(h, w, targets, mask, 8)[0], argnums=(0, 1))
+    weights = mask.astype(jnp.float32)
+    total = jax.value_and_grad(lambda h, w: token_losses(h, w, targets, weights, 8).objective, argnums=(0, 1))
     expected = jax.jit(total)(hidden, head)
     for sizes in MESHES.values():
         with jax.set_mesh(make_mesh(**sizes)):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qwen3_jax.sharding import DEFAULT_RULES, make_mesh
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch, batches, endless_data
+from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.streams import FIELDS, batch_sharding, gather_places, streams_here
 from tests.train.data.test_packing import Numbers, documents_of
 

@@ -1,5 +1,6 @@
 """What a trained network does on held-out data: losses by domain and by position, and which experts see what."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from qwen3_jax.kernels.cross_entropy import token_losses
 from qwen3_jax.kernels.masks import positions_from_segments
 from qwen3_jax.network.model import Qwen3
-from qwen3_jax.train.ablate.specialisation import mutual_information, total_variation
 from qwen3_jax.train.data import Batch
+from qwen3_jax.train.objectives.objective import apply_to_batch, by_domain
 
 _FIRST_BUCKET = 32  # positions; each bucket of positions is twice as long as the one before
 
@@ -58,40 +60,55 @@ def bucket_names(length: int) -> list[str]:
     return names
 
 
+def mutual_information(counts: Num[np.ndarray, "L G E"]) -> float:
+    """Bits that a token's expert tells of its domain, mean over the layers.
+
+    With p(e|g) the share of expert e in domain g and p(e) the mean of it over the domains:
+    I = mean_g sum_e p(e|g) log2(p(e|g) / p(e)), at most log2 of the number of domains and 0 where all domains use the
+    experts alike. Each domain counts the same, however many tokens it has; those without tokens are left out.
+
+    In: [[[4, 0], [0, 4]]] (each domain has its own expert)     Out: 1.0
+
+    Args:
+      counts: assignments by layer, domain and expert.
+
+    Raises:
+      ValueError: fewer than two domains have tokens.
+    """
+    shares = _shares(counts)
+    pooled = shares.mean(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = np.where(shares > 0, shares * np.log2(shares / pooled), 0.0)
+    return float(bits.sum(axis=2).mean())
+
+
+def total_variation(counts: Num[np.ndarray, "L G E"]) -> float:
+    """Half the sum of |p(e|g) - p(e|h)| over the experts, mean over pairs of domains and layers: the share of
+    assignments that would have to move. Arguments and errors as `mutual_information`.
+
+    In: [[[4, 0], [0, 4]]]     Out: 1.0
+    """
+    shares = _shares(counts)
+    pairs = itertools.combinations(range(shares.shape[1]), 2)
+    return float(np.mean([np.abs(shares[:, g] - shares[:, h]).sum(axis=1) / 2 for g, h in pairs]))
+
+
 @partial(jax.jit, static_argnums=(0, 3))
 def _sums(model: Qwen3, params: Any, batch: Batch, domains: int) -> dict[str, Any]:
-    out = model.apply(
-        {"params": params},
-        batch.tokens,
-        attention_mask=batch.segment_ids > 0,
-        segment_ids=batch.segment_ids,
-        logits_to_keep=1,
-    )
-    head = params["embed_tokens" if model.config.tie_word_embeddings else "lm_head"]
+    out, head = apply_to_batch(model, params, batch)
     counted = jnp.asarray(batch.loss_mask, jnp.float32)
-    losses = _token_losses(out.hidden, head, batch.targets) * counted
-    buckets = len(bucket_names(batch.tokens.shape[1]))
+    length = batch.tokens.shape[1]  # also the chunk of tokens whose logits exist at once
+    losses = token_losses(out.hidden, head, batch.targets, counted, length).losses * counted
+    buckets = len(bucket_names(length))
     bucket = _bucket(positions_from_segments(batch.segment_ids))
     real = (batch.segment_ids > 0).astype(jnp.int32)
     return {
-        "domain_loss": _by(batch.domains, losses, domains),
-        "domain_tokens": _by(batch.domains, counted, domains),
-        "position_loss": _by(bucket, losses, buckets),
-        "position_tokens": _by(bucket, counted, buckets),
+        "domain_loss": by_domain(batch.domains, losses, domains),
+        "domain_tokens": by_domain(batch.domains, counted, domains),
+        "position_loss": by_domain(bucket, losses, buckets),
+        "position_tokens": by_domain(bucket, counted, buckets),
         "expert_counts": _expert_counts(model, out.router_logits, batch.domains, real, domains),
     }
-
-
-def _token_losses(hidden: Float[Array, "B T D"], head: Float[Array, "V D"], targets: Int[Array, "B T"]) -> Array:
-    """Cross-entropy of every token; logits exist for one row at a time."""
-
-    def row(of_row: tuple[Array, Array]) -> Array:
-        states, labels = of_row
-        logits = jnp.einsum("td,vd->tv", states, head.astype(states.dtype), preferred_element_type=jnp.float32)
-        chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=1) - chosen
-
-    return jax.lax.map(row, (hidden, targets))
 
 
 def _expert_counts(
@@ -115,9 +132,14 @@ def _bucket(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return 32 - jax.lax.clz(positions // _FIRST_BUCKET)
 
 
-def _by(group: Int[Array, "B T"], values: Float[Array, "B T"], groups: int) -> Float[Array, " groups"]:
-    return jnp.zeros(groups, jnp.float32).at[group].add(values)
-
-
 def _means(names: Sequence[str], totals: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     return {name: float(total / count) for name, total, count in zip(names, totals, counts, strict=True) if count > 0}
+
+
+def _shares(counts: Num[np.ndarray, "L G E"]) -> Float[np.ndarray, "L seen E"]:
+    counts = np.asarray(counts, np.float64)
+    seen = counts.sum(axis=(0, 2)) > 0
+    if seen.sum() < 2:
+        raise ValueError(f"specialisation needs tokens of two domains, got {int(seen.sum())}: add held-out data")
+    counts = counts[:, seen]
+    return counts / counts.sum(axis=2, keepdims=True)

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.train.ablate.runner import Outcome
-from qwen3_jax.train.ablate.worker import read_metrics
+from qwen3_jax.train.ablate.runner import Outcome, read_metrics
 
 _POINTS = 60  # of a curve
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import yaml
 
 import qwen3_jax
 from qwen3_jax.train.ablate.study import Run, Study, identity
-from qwen3_jax.train.ablate.worker import CONFIG, RESULT
-from qwen3_jax.train.config import to_dict
+from qwen3_jax.train.parsing import to_dict
+from qwen3_jax.train.report.sinks import read_records
 
 Status = Literal["finished", "diverged", "failed", "missing"]
+RESULT, CONFIG = "result.json", "run.yaml"  # in the directory of a run
 _STOPPED = (0, -2, -15)  # without a result: the run was asked to stop, and has saved where it was
 
 
@@ -107,7 +109,7 @@ def _in_a_process(directory: Path) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with log.open("ab") as file:
         # -P: nothing that lies in the current folder is taken for a module.
-        command = [sys.executable, "-P", "-m", "qwen3_jax.train.ablate", str(directory)]
+        command = [sys.executable, "-P", "-m", "qwen3_jax.train.ablate.worker", str(directory)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
         try:
             status = process.wait()
@@ -125,3 +127,24 @@ def _line(outcome: Outcome) -> str:
     if loss is not None:
         parts.append(f"loss {loss:.4f}")
     return ", ".join([*parts, f"{outcome.seconds:.0f} s"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have a training loss."""
+    return [record for _, record in read_records(path) if "loss" in record]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not have become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

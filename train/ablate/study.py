@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.train.config import TrainConfig, from_values, parse, to_dict
-from qwen3_jax.train.overlays import apply, merge, parse_overrides, read_mapping, read_overlays
+from qwen3_jax.train.config import TrainConfig, from_values
+from qwen3_jax.train.parsing import apply, merge, parse, parse_overrides, read_mapping, read_overlays, to_dict
 
 # Decide nothing of a run's numbers: a run is the same run when they change.
 _FREE = ("run_dir", "report", "checkpoint_every", "keep_checkpoints")
@@ -130,7 +130,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     changes = parse_overrides(overrides)
     if "seeds" in changes:
         values["seeds"] = changes.pop("seeds")
-    file: StudyFile = parse(StudyFile, values)
+    file = parse(StudyFile, values)
     if not file.seeds or len(set(file.seeds)) < len(file.seeds):
         raise ValueError(f"seeds must be different whole numbers, at least one, got {list(file.seeds)}: correct them")
     base = apply(apply(read_overlays(path.parent / file.base), file.set), changes)

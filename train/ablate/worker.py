@@ -1,4 +1,4 @@
-"""One run of an ablation, in a process of its own: `python -m qwen3_jax.train.ablate DIRECTORY`.
+"""One run of an ablation, in a process of its own: `python -m qwen3_jax.train.ablate.worker DIRECTORY`.
 
 DIRECTORY holds run.yaml, the resolved configuration. The run goes on from its newest checkpoint, is measured, and
 leaves result.json, which is written beside and renamed: where it stands, the run is done. Only one process works in a
@@ -7,9 +7,7 @@ directory at a time; another one waits for it, and finds it done.
 
 import contextlib
 import fcntl
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,21 +18,16 @@ import numpy as np
 
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.network.model import Qwen3
-from qwen3_jax.parameters.specs import Params, num_parameters
+from qwen3_jax.parameters.specs import num_parameters
 from qwen3_jax.text.tokenizer import load_tokenizer
 from qwen3_jax.train.ablate.measure import measure
+from qwen3_jax.train.ablate.runner import CONFIG, RESULT, read_metrics, write_json
 from qwen3_jax.train.ablate.study import identity
-from qwen3_jax.train.checkpoints import Checkpoints
 from qwen3_jax.train.config import TrainConfig, load_config
 from qwen3_jax.train.data import Batch, make_data
-from qwen3_jax.train.loop import make_training_mesh
-from qwen3_jax.train.run import run
+from qwen3_jax.train.run import load_trained, run
 from qwen3_jax.train.run_dir import stored_config
-from qwen3_jax.train.state import abstract_state
-from qwen3_jax.train.step import make_model
 
-RESULT, CONFIG = "result.json", "run.yaml"
 _LAST = 0.1  # share of the steps whose mean is the training loss at the end
 
 
@@ -53,7 +46,9 @@ def work(directory: Path) -> None:
         try:
             if run(config) is None:
                 return  # asked to stop; the next process goes on
-            held_out = measure(*last_params(resolved(config)), *held_out_batches(resolved(config)))
+            # From the checkpoint: a run without a Hugging Face form has no other parameters.
+            model, params, _ = load_trained(Path(config.run_dir), mesh=config.mesh)
+            held_out = measure(model, params, *held_out_batches(resolved(config)))
         except FloatingPointError as error:
             reason = str(error)
         config = resolved(config)
@@ -74,16 +69,6 @@ def work(directory: Path) -> None:
 def resolved(config: TrainConfig) -> TrainConfig:
     """The run's configuration with the whole of its model's config.json, also where it began with another's."""
     return stored_config(Path(config.run_dir)) or config
-
-
-def last_params(config: TrainConfig) -> tuple[Qwen3, Params]:
-    """The network and its parameters (averaged ones where there are any) from the newest checkpoint: a run without a
-    Hugging Face form has no other."""
-    mesh = make_training_mesh(config.mesh)
-    model = make_model(config, mesh)
-    with Checkpoints(Path(config.run_dir) / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(model, config, mesh))
-    return model, state.averaged
 
 
 def held_out_batches(config: TrainConfig) -> tuple[list[Batch], tuple[str, ...]]:
@@ -124,25 +109,6 @@ def sizes(config: TrainConfig) -> dict[str, int]:
     return {"parameters": num_parameters(model), "active_parameters": num_parameters(model, active=True)}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that have a training loss; none where there is no file. A line that a crash has cut
-    short is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return [line for line in lines if "loss" in line and "step" in line]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
 def main(argv: Sequence[str]) -> int:
     """0 when the result stands, 2 with one line for a mistake in the configuration."""
     enable_compile_cache()
@@ -154,18 +120,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _finite(value: Any) -> Any:
-    """Numbers that JSON does not have become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Holds the directory's lock, which the system gives back however this process ends."""
     with (directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

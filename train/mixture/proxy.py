@@ -14,12 +14,13 @@ from jaxtyping import Array, Float
 
 from qwen3_jax.checkpoints.load import from_pretrained
 from qwen3_jax.network.model import Qwen3
-from qwen3_jax.train.config import TrainConfig, to_dict
+from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch, Example, fill
 from qwen3_jax.train.mixture.files import written_beside
 from qwen3_jax.train.mixture.labels import Combination, as_weights
 from qwen3_jax.train.mixture.settings import changed
-from qwen3_jax.train.objective import domain_losses
+from qwen3_jax.train.objectives.objective import domain_losses
+from qwen3_jax.train.parsing import to_dict
 from qwen3_jax.train.run import run
 
 _CHUNK = 1024  # tokens whose logits exist at once

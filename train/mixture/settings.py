@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.train.config import TrainConfig, parse, to_dict
-from qwen3_jax.train.overlays import apply, merge, parse_overrides, read_mapping
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import apply, merge, parse, parse_overrides, read_mapping, to_dict
 from qwen3_jax.train.settings import WeightConfig
 
 

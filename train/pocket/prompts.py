@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.infer import STOP_THINKING_TEXT as STOP_THINKING_TEXT
-from qwen3_jax.train.flags import Mode as Mode
-from qwen3_jax.train.flags import append_flag, append_or_prepend, draw_flag, draw_place, earlier_flags
+from qwen3_jax.train.fusion import Mode as Mode
+from qwen3_jax.train.fusion import append_flag, append_or_prepend, draw_flag, draw_place, earlier_flags
 from qwen3_jax.train.pocket import tasks
 
 Message = dict[str, Any]

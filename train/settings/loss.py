@@ -12,7 +12,7 @@ class LossConfig:
 
     chunk: int = 2048  # tokens whose logits exist at once
     z_loss: float = 0.0  # coefficient of the mean of log(Z)^2
-    balance: Balance = "global"  # over what the experts' selection frequency is counted, see train.balance
+    balance: Balance = "global"  # over what the experts' selection frequency is counted, see train.objectives.balance
     balance_coefficient: float | None = None  # None: the model's router_aux_loss_coef
 
     def __post_init__(self) -> None:

@@ -93,7 +93,7 @@ def test_a_training_file_says_what_is_compiled(run, monkeypatch):
         asked.append((train, dict(mesh.shape)))
         return Outcome(False, 20 * 2**30, "", (), 1.0), {"parameters": 2**30, "optimizer": 2**31}
 
-    monkeypatch.setattr("qwen3_jax.train.plan.plan_run", instead)
+    monkeypatch.setattr("qwen3_jax.train.step.plan_run", instead)
     monkeypatch.setattr(
         "qwen3_jax.sharding.ahead_of_time.topology.topology_devices", lambda _: jax.devices()
     )  # without libtpu too

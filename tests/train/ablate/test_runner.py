@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from qwen3_jax.train.ablate import Outcome, Stopped, Study, load_study, run_study, tabulate, write_table
-from qwen3_jax.train.ablate.page import put_on_page
 from qwen3_jax.train.ablate.plots import smoothed, write_plots
+from qwen3_jax.train.ablate.runner import read_metrics, write_json
 from qwen3_jax.train.ablate.study import identity
-from qwen3_jax.train.ablate.worker import curve_measures, divergence, read_metrics, work, write_json
+from qwen3_jax.train.ablate.table import put_on_page
+from qwen3_jax.train.ablate.worker import curve_measures, divergence, work
 from qwen3_jax.train.config import load_config
 from tests.train.ablate.studies import write_study
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.train.config import TrainConfig, parse
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import parse
 
 WORDS = "the ball is under which cup now swap left right what mod answer 7 5 3 wo ist der Ball 球在哪 где шарик".split()
 LANGUAGES, DOMAINS = ("de", "en", "zh"), ("book", "web")

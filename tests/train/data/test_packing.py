@@ -11,8 +11,8 @@ import pytest
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.train.data import Batch, Example, batches, fill
 from qwen3_jax.train.data.rows import best_fit, tighten
-from qwen3_jax.train.step import batch_loss
 from tests.tiny import dense_config, random_params
+from tests.train.batches import batch_loss
 
 
 @dataclasses.dataclass(frozen=True)

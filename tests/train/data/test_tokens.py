@@ -21,8 +21,8 @@ from qwen3_jax.text.tokenizer import load_tokenizer
 from qwen3_jax.train.data import make_data, sample_texts
 from qwen3_jax.train.data.examples import Document, cut
 from qwen3_jax.train.data.tokenize import tokenize
+from qwen3_jax.train.initial import make_tokenizer
 from qwen3_jax.train.settings import SourceConfig, TokenizerConfig
-from qwen3_jax.train.tokenizer import make_tokenizer
 from tests.support import REPO
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer

@@ -17,13 +17,21 @@ from scipy import stats
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.plans.flops import step_flops
 from qwen3_jax.sharding.ahead_of_time.chips import CHIPS, peak_flops
-from qwen3_jax.train.config import TrainConfig, parse
-from qwen3_jax.train.memory import memory_bytes, resident_bytes
-from qwen3_jax.train.non_finite import SKIPS_IN_A_ROW
-from qwen3_jax.train.objective import objective
-from qwen3_jax.train.report import Reporter, balance, count_work, number, work_flops
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.objectives.objective import objective
+from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.report.reporter import (
+    Reporter,
+    balance,
+    count_work,
+    memory_bytes,
+    number,
+    resident_bytes,
+    work_flops,
+)
+from qwen3_jax.train.report.sinks import JsonLines
 from qwen3_jax.train.settings import LossConfig
-from qwen3_jax.train.sinks import JsonLines
+from qwen3_jax.train.stop import SKIPS_IN_A_ROW
 from tests.tiny import dense_config, moe_config, random_params
 from tests.train.test_sharded import packed_batch
 

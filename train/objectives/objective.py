@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.experts.router import RowSums
-from qwen3_jax.kernels.cross_entropy import cross_entropy, token_losses
+from qwen3_jax.kernels.cross_entropy import token_losses
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.sharding import Rules, constrain
-from qwen3_jax.train.balance import balance_loss
 from qwen3_jax.train.data import Batch
-from qwen3_jax.train.lora import joined
+from qwen3_jax.train.objectives.balance import balance_loss
 from qwen3_jax.train.settings import LossConfig
+from qwen3_jax.train.state import joined
 
 T = TypeVar("T")
 
@@ -137,20 +137,11 @@ def gradients(
     return _report(sums, balance, batch, config, num_domains), grads
 
 
-def batch_loss(
-    model: Qwen3, params: Any, batch: Batch, chunk: int
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], tuple[Array, ...]]]:
-    """Mean cross-entropy over the batch's counted tokens, nothing added; their number and the experts' load."""
-    out, head = _apply(model, params, batch)
-    total, count = cross_entropy(out.hidden, head, batch.targets, batch.loss_mask, chunk, model.placement.rules)
-    return total / jnp.maximum(count, 1.0), (count, out.expert_load)
-
-
 def domain_losses(
     model: Qwen3, params: Any, batch: Batch, chunk: int, num_domains: int
 ) -> tuple[Float[Array, " {num_domains}"], Float[Array, " {num_domains}"]]:
     """Cross-entropy summed over the counted tokens of each domain, and their numbers."""
-    out, head = _apply(model, params, batch)
+    out, head = apply_to_batch(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     losses = token_losses(out.hidden, head, batch.targets, counted, chunk, model.placement.rules).losses
     return by_domain(batch.domains, counted * losses, num_domains), by_domain(batch.domains, counted, num_domains)
@@ -210,7 +201,8 @@ def _zeros(function: Callable[[], T]) -> T:
     return zeros
 
 
-def _apply(model: Qwen3, params: Any, batch: Batch) -> tuple[Any, Array]:
+def apply_to_batch(model: Qwen3, params: Any, batch: Batch) -> tuple[Any, Array]:
+    """The network's output for a batch, without logits, and the head that makes them."""
     out = model.apply(
         {"params": params},
         batch.tokens,
@@ -225,7 +217,7 @@ def _apply(model: Qwen3, params: Any, batch: Batch) -> tuple[Any, Array]:
 def _forward(
     model: Qwen3, params: Any, batch: Batch, *, config: LossConfig, per_token: Float[Array, ""], num_domains: int
 ) -> tuple[_Sums, tuple[RowSums, ...]]:
-    out, head = _apply(model, params, batch)
+    out, head = apply_to_batch(model, params, batch)
     counted = batch.loss_mask.astype(jnp.float32)
     taken = token_losses(
         out.hidden, head, batch.targets, counted * per_token, config.chunk, model.placement.rules, config.z_loss

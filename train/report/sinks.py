@@ -1,5 +1,6 @@
 """Where a run's numbers go: one record a step, to each of these."""
 
+import contextlib
 import json
 import os
 import uuid
@@ -10,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qwen3_jax.train.config import TrainConfig, to_dict
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import to_dict
 
 Record = Mapping[str, Any]
 
@@ -189,14 +191,13 @@ def keep_lines_until(path: Path, step: int) -> dict[str, Any] | None:
     Returns:
       The last line that is left.
     """
-    if not path.exists():
-        return None
     last: dict[str, Any] | None = None
     beside = path.with_name(path.name + ".tmp")
-    with path.open("rb") as old, beside.open("wb") as new:
-        for line in old:
-            record = _parse(line)
-            if record is not None and (0 if last is None else last["step"]) < record["step"] <= step:
+    if not path.exists():
+        return None
+    with beside.open("wb") as new:
+        for line, record in read_records(path):
+            if (0 if last is None else last["step"]) < record["step"] <= step:
                 new.write(line)
                 last = record
         new.flush()
@@ -205,10 +206,13 @@ def keep_lines_until(path: Path, step: int) -> dict[str, Any] | None:
     return last
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line; None for a torn one."""
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+def read_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole lines and the records in them; none where there is no file. A line that a crash tore is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line) if line.endswith(b"\n") else None
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield line, record

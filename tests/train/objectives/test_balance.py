@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_jax.experts.router import Routing, RowSums, row_sums
-from qwen3_jax.train.balance import balance_loss
+from qwen3_jax.train.objectives.balance import balance_loss
 from qwen3_jax.train.settings.loss import Balance
 
 M, L, R, T, E, K = 3, 2, 2, 5, 6, 2

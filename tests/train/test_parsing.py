@@ -6,7 +6,7 @@ import pytest
 
 from qwen3_jax.releases import load_model_config
 from qwen3_jax.train.config import load_config
-from qwen3_jax.train.overlays import apply, merge, read_overlays
+from qwen3_jax.train.parsing import apply, merge, read_overlays
 from tests.support import REPO
 
 

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qwen3_jax.train.config import TrainConfig, parse
-from qwen3_jax.train.sinks import JsonLines, ProgressLine, TensorBoard, WeightsAndBiases, keep_lines_until, make_sinks
+from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.report.sinks import (
+    JsonLines,
+    ProgressLine,
+    TensorBoard,
+    WeightsAndBiases,
+    keep_lines_until,
+    make_sinks,
+)
 
 RECORDS = [
     {"step": step, "loss": 2.0 / step, "tokens_per_second": 100, "domain_loss": {"code": 1.0, "math": None}}

@@ -12,11 +12,12 @@ import pytest
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.sharding.ahead_of_time.hlo import parse_program
 from qwen3_jax.sharding.ahead_of_time.traffic import communication
-from qwen3_jax.train.objective import cut, gradients, objective
+from qwen3_jax.train.objectives.objective import cut, gradients, objective
 from qwen3_jax.train.settings import LossConfig
 from qwen3_jax.train.state import state_shardings
-from qwen3_jax.train.step import make_model, put_batch
+from qwen3_jax.train.step import make_model
 from tests.tiny import dense_config, moe_config, random_params
+from tests.train.batches import put_batch
 from tests.train.test_sharded import ARCHITECTURES, packed_batch, relative, settings
 
 MOE = moe_config(num_hidden_layers=2, mlp_only_layers=(0,), router_aux_loss_coef=0.5)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import pytest
 import tensorstore as ts
 
-from qwen3_jax.train.checkpoints import Checkpoints
+from qwen3_jax.train.checkpoints import Checkpoints, mend_tensorstore
 from qwen3_jax.train.state import TrainState
-from qwen3_jax.train.tensorstore_json import keep_nothing
 
 
 @pytest.mark.parametrize(
@@ -29,12 +28,12 @@ from qwen3_jax.train.tensorstore_json import keep_nothing
     ids=str,
 )
 def test_a_spec_says_what_it_was_made_of(json: Any) -> None:
-    keep_nothing()
+    mend_tensorstore()
     assert ts.KvStore.Spec(json).to_json() == json
 
 
 def test_defaults_are_still_told() -> None:
-    keep_nothing()
+    mend_tensorstore()
     json = ts.KvStore.Spec({"driver": "file", "path": "/a/"}).to_json(include_defaults=True)
     assert {"driver", "path", "context", "file_io_locking"} <= set(json)
 

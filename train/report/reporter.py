@@ -2,8 +2,13 @@
 
 import dataclasses
 import math
+import os
+import resource
+import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,29 +20,10 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.plans.flops import attention_flops, head_parameters, layer_matrix_parameters
 from qwen3_jax.sharding.ahead_of_time.chips import peak_flops
 from qwen3_jax.train.config import TrainConfig
-from qwen3_jax.train.memory import memory_bytes
-from qwen3_jax.train.non_finite import NonFinite
-from qwen3_jax.train.sinks import Sink
+from qwen3_jax.train.report.sinks import Sink
+from qwen3_jax.train.stop import NonFinite
 
-
-@jax.jit
-def count_work(segment_ids: Int[Array, "B T"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """Tokens of a batch, and pairs of a query and a key that it sees.
-
-    In: [[1, 1, 1, 2, 2, 0]]     Out: 5 and (1 + 2 + 3) + (1 + 2) = 9
-    """
-    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
-    new = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
-    begins = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
-    real = segment_ids > 0
-    return jnp.sum(real), jnp.sum(jnp.where(real, index - begins + 1, 0).astype(jnp.float32))
-
-
-def work_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
-    """Forward and backward of a packed batch: what `plans.flops.step_flops` counts for rows of one document each,
-    with the attention of the documents that are there."""
-    products = 2.0 * (layer_matrix_parameters(config) + head_parameters(config)) * tokens
-    return 3.0 * (products + attention_flops(config, pairs))
+_STATM = Path("/proc/self/statm")
 
 
 class Reporter:
@@ -120,16 +106,73 @@ class Reporter:
             sink.flush()
 
 
-def _on_its_way(tree: Any) -> Any:
-    """Starts the copies to the host, which are then there when they are read; on CPU there is nothing to copy."""
-    if jax.default_backend() != "cpu":
-        for leaf in jax.tree.leaves(tree):
-            leaf.copy_to_host_async()
-    return tree
+class Profile:
+    """Traces the steps `report.profile_steps` (the first and the last one count) into run_dir/profile, for
+    TensorBoard's profile plug-in, XProf or Perfetto."""
+
+    def __init__(self, config: TrainConfig, first_step: int) -> None:
+        steps = config.report.profile_steps
+        self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+        self._directory = Path(config.run_dir) / "profile"
+        self._running = False
+        if steps and not (set(self._steps) & set(range(first_step, config.steps + 1))):
+            warnings.warn(
+                f"report.profile_steps has no effect: this start does steps {first_step} to {config.steps}",
+                stacklevel=2,
+            )
+
+    def before(self, step: int) -> None:
+        """To be called before step `step` is dispatched."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, step: int, done: Any) -> None:
+        """To be called with what the step gives; waits for it where it is the last of the profile."""
+        if self._running and step == self._steps[-1]:
+            jax.block_until_ready(done)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still going on."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
-def _devices(config: TrainConfig) -> int:
-    return 1 if all(size == 1 for size in config.mesh.sizes.values()) else len(jax.devices())
+@jax.jit
+def count_work(segment_ids: Int[Array, "B T"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Tokens of a batch, and pairs of a query and a key that it sees.
+
+    In: [[1, 1, 1, 2, 2, 0]]     Out: 5 and (1 + 2 + 3) + (1 + 2) = 9
+    """
+    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+    new = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    begins = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
+    real = segment_ids > 0
+    return jnp.sum(real), jnp.sum(jnp.where(real, index - begins + 1, 0).astype(jnp.float32))
+
+
+def work_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
+    """Forward and backward of a packed batch: what `plans.flops.step_flops` counts for rows of one document each,
+    with the attention of the documents that are there."""
+    products = 2.0 * (layer_matrix_parameters(config) + head_parameters(config)) * tokens
+    return 3.0 * (products + attention_flops(config, pairs))
+
+
+def memory_bytes() -> int:
+    """The fullest local device's peak so far where its backend tells, else what the process has in memory now."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return int(max(peaks)) or resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Of this process; where the system does not tell (outside Linux), the largest it ever was."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def step_numbers(metrics: Mapping[str, Any], domains: Sequence[str], expert_devices: int) -> dict[str, Any]:
@@ -198,3 +241,15 @@ def balance(expert_load: Sequence[Any], expert_devices: int) -> dict[str, Any]:
         "device_load_max": worst(by_device),
         "expert_load_entropy": round(float(entropy.min()), 4),
     }
+
+
+def _on_its_way(tree: Any) -> Any:
+    """Starts the copies to the host, which are then there when they are read; on CPU there is nothing to copy."""
+    if jax.default_backend() != "cpu":
+        for leaf in jax.tree.leaves(tree):
+            leaf.copy_to_host_async()
+    return tree
+
+
+def _devices(config: TrainConfig) -> int:
+    return 1 if all(size == 1 for size in config.mesh.sizes.values()) else len(jax.devices())

@@ -1,0 +1,1 @@
+"""What a run says of itself: a record a step, and where records go."""
