@@ -35,7 +35,7 @@ def write_corpus(directory: Path, texts: int = 6000, chats: int = 3000) -> None:
     """Texts of 1 to 40 problems with their solutions, and conversations of one to three turns."""
     from qwen3_jax.train.pocket import prompts
 
-    rng, mixture = np.random.default_rng(0), prompts.Mixture()
+    rng, mixture = np.random.default_rng(0), prompts.TaskMixture()
     samples = [prompts.conversation(rng, mixture) for _ in range(4000)]
     with (directory / "text.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(texts):

@@ -31,7 +31,7 @@ def measure(where: str, args: argparse.Namespace, scratch: Path) -> dict[str, An
 
         convert(directory, scratch, adapter=adapter)
         directory = str(scratch)
-    mixture = prompts.Mixture(
+    mixture = prompts.TaskMixture(
         families=tuple(args.families),
         max_steps=args.max_steps,
         multi_turn=0.5,

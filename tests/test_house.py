@@ -60,7 +60,7 @@ def test_imports_point_one_way_and_nothing_imports_the_command_line(path):
 
 # Rooms of `qwen3_jax`, from the ground up: a room imports itself and those below it, and no neighbor of its own floor.
 FLOORS = [
-    ["config", "config_json", "releases", "paths", "generation_defaults", "compile_cache", "text"],
+    ["config", "config_json", "files", "releases", "paths", "generation_defaults", "compile_cache", "text"],
     ["parameters", "kernels"],
     ["experts"],
     ["network"],

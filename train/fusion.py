@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen3_jax.text.messages import normalize_messages
-from qwen3_jax.train.settings.fusion import FusionConfig
+from qwen3_jax.train.settings import FusionConfig
 
 Message = dict[str, Any]
 Mode = Literal["think", "no_think", "hard"]  # thinking; the soft switch; the hard switch (`enable_thinking=False`)

@@ -16,15 +16,16 @@ from jax.sharding import Mesh
 
 from qwen3_jax.checkpoints.files import read_entries, resolve_checkpoint
 from qwen3_jax.checkpoints.load import from_pretrained
-from qwen3_jax.checkpoints.save import staged, write_json
+from qwen3_jax.checkpoints.save import staged
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.files import write_json
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from qwen3_jax.train.config import TrainConfig
-from qwen3_jax.train.data import sample_texts
-from qwen3_jax.train.pocket import tokenizer as pocket_tokenizer
+from qwen3_jax.train.data import sample_texts, world
+from qwen3_jax.train.tokenizer import save_tokenizer, train_tokenizer
 
 # Keys of config.json that leave every parameter as it is.
 CHANGEABLE = frozenset(
@@ -101,11 +102,9 @@ def claim_base(run_dir: Path, init_from: str, directory: Path) -> None:
     """
     path, digest = run_dir / BASE, base_digest(directory)
     if not path.exists():
-        beside = path.with_name(f"{BASE}.tmp")
         # What an adapter names as its base: a directory in Hugging Face form where init_from is a run, else a hub's id.
         base = str(directory) if Path(init_from).expanduser().exists() else init_from
-        write_json(beside, {"init_from": init_from, "base": base, "sha256": digest})
-        beside.replace(path)
+        write_json(path, {"init_from": init_from, "base": base, "sha256": digest})
         return
     noted = json.loads(path.read_text(encoding="utf-8"))
     if noted["sha256"] != digest:
@@ -175,8 +174,8 @@ def _train_tokenizer(directory: Path, config: TrainConfig) -> None:
     if config.data.sources:
         texts = sample_texts(config.data, settings.corpus_size, config.seed)
     else:
-        texts = pocket_tokenizer.corpus(config.seed, settings.corpus_size, config.data.tasks)
-    bpe = pocket_tokenizer.train_tokenizer(texts, settings.vocab_size)
+        texts = world().texts(config.data, settings.corpus_size, config.seed)
+    bpe = train_tokenizer(texts, settings.vocab_size)
     template = (pocket_path() / "chat_template.jinja").read_text(encoding="utf-8")
     with staged(directory) as stage:
-        pocket_tokenizer.save_tokenizer(bpe, stage, template)
+        save_tokenizer(bpe, stage, template)

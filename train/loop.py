@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
+from qwen3_jax.files import write_json
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params
 from qwen3_jax.sharding import MeshConfig
@@ -23,7 +23,6 @@ from qwen3_jax.train.data import Batch, Data
 from qwen3_jax.train.objectives.objective import domain_losses
 from qwen3_jax.train.report.reporter import Profile, Reporter, count_work
 from qwen3_jax.train.report.sinks import Sink, keep_lines_until, make_sinks
-from qwen3_jax.train.run_dir import replace_text
 from qwen3_jax.train.state import TrainState, abstract_state, init_state
 from qwen3_jax.train.step import TRACES, make_model, make_step
 from qwen3_jax.train.stop import Stop
@@ -204,7 +203,7 @@ def _report_data(run: _Run, places: Sequence[Any]) -> None:
     if is_first():
         report = run.data.report(places)
         print(report, flush=True)
-        replace_text(Path(run.config.run_dir) / "data.json", json.dumps(report.to_dict(), indent=1) + "\n")
+        write_json(Path(run.config.run_dir) / "data.json", report.to_dict())
 
 
 @contextlib.contextmanager

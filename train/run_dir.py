@@ -29,6 +29,7 @@ from typing import Any, TextIO
 import jax
 import yaml
 
+from qwen3_jax.files import replace_text, write_json
 from qwen3_jax.sharding.launch.processes import first_does
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.parsing import parse, to_dict
@@ -171,7 +172,7 @@ def note_start(path: Path, config: TrainConfig) -> None:
         "processes": jax.process_count(),
         "config": {key: value for key, value in flat(to_dict(config)).items() if _within(key, FREE)},
     }
-    replace_text(path, json.dumps([*starts, start], indent=1, ensure_ascii=False) + "\n")
+    write_json(path, [*starts, start])
 
 
 def packages() -> dict[str, str]:
@@ -192,10 +193,3 @@ def git_commit(directory: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno", "."))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes beside and renames."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from qwen3_jax.files import replace_text
 from qwen3_jax.sharding.launch.processes import is_first
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.report.sinks import JsonLines, keep_lines_until
-from qwen3_jax.train.run_dir import replace_text
 
 SKIPS_IN_A_ROW = 20  # steps that are not finite, after which a run that skips them stops all the same
 

@@ -1,7 +1,7 @@
 """A global batch from independent streams of examples, so that each process makes only the rows of its own devices.
 
 Stream s of N packs rows s * B / N to (s + 1) * B / N of every batch, from its own part of one order of documents (see
-`train.data.order`). N is part of the configuration: the batches of a run are the same whatever number of processes
+`train.data.mixture`). N is part of the configuration: the batches of a run are the same whatever number of processes
 makes them. They are made ahead, in a thread.
 """
 

@@ -19,9 +19,10 @@ from jaxtyping import Array, Float
 from qwen3_jax.checkpoints.files import resolve_checkpoint
 from qwen3_jax.checkpoints.names import compare_tensors, leaves
 from qwen3_jax.checkpoints.safetensors import PendingTensor, TensorEntry, read_blocks, read_header, write_file
-from qwen3_jax.checkpoints.save import pending_tensors, save_tensors, staged, write_json
+from qwen3_jax.checkpoints.save import pending_tensors, save_tensors, staged
 from qwen3_jax.checkpoints.stream import load_parameters
 from qwen3_jax.config import ModelConfig, read_json_object
+from qwen3_jax.files import write_json
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.adapters import Lora, adapter_tree, make_lora
 from qwen3_jax.parameters.specs import Params, layout_of

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from jaxtyping import Array
 from qwen3_jax.checkpoints.names import Leaf, leaves
 from qwen3_jax.checkpoints.safetensors import DTYPES, INDEX, PendingTensor, write_sharded
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.files import write_json
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Layout, Params, layout_of, spec_tree
@@ -135,10 +135,6 @@ def config_json(config: ModelConfig, dtype: np.dtype, generation: GenerationDefa
 
 def _has_sampling(generation: GenerationDefaults) -> bool:
     return any(getattr(generation, name) is not None for name in ("temperature", "top_p", "top_k", "min_p"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def parse_size(size: int | str) -> int:

@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
             f"{len(args.inputs)} inputs, output {args.output}, annotators {args.annotator or []}: "
             "see qwen3-jax annotate --help"
         )
-    from qwen3_jax.train.mixture.annotate import annotate
-    from qwen3_jax.train.mixture.annotators import load_annotators
+    from qwen3_jax.train.mixture.annotate import annotate, load_annotators
 
     sys.path.insert(0, "")  # module:attribute may lie in the current directory
     annotators = load_annotators(args.annotator)

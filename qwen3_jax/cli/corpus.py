@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if args.directory is None or "=" in args.directory:
         raise UsageError("a directory is needed, got none: write qwen3-jax corpus OUT_DIR")
     from qwen3_jax.cli.common import print_json
-    from qwen3_jax.train.mixture.corpus import CorpusConfig, write_corpus
     from qwen3_jax.train.parsing import apply, parse, parse_overrides
+    from qwen3_jax.train.pocket.corpus import CorpusConfig, write_corpus
 
     config = parse(CorpusConfig, apply({}, parse_overrides(args.overrides)))
     made = {name: str(path) for name, path in write_corpus(config, args.directory).items()}

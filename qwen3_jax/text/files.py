@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from qwen3_jax.files import replacing
+
 JSON_MODEL = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -58,20 +60,8 @@ class TokenizerFiles:
         for name, data in self.contents.items():
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file beside its place and moves it there: a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            with replacing(path) as partial:
+                partial.write_bytes(data)
 
 
 def read_tokenizer_files(path: str | os.PathLike[str]) -> TokenizerFiles:

@@ -19,7 +19,7 @@ from qwen3_jax.sharding import named_sharding
 from qwen3_jax.text.tokenizer import load_tokenizer
 from qwen3_jax.train.config import TrainConfig, load_config
 from qwen3_jax.train.data import Batch, make_data
-from qwen3_jax.train.mixture.corpus import CorpusConfig, write_corpus
+from qwen3_jax.train.pocket.corpus import CorpusConfig, write_corpus
 from qwen3_jax.train.run import run
 from qwen3_jax.train.state import abstract_state
 from qwen3_jax.train.step import make_model, make_step

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.files import replacing
 from qwen3_jax.train.ablate.runner import Outcome, read_metrics
 
 _POINTS = 60  # of a curve
@@ -25,9 +26,8 @@ def write_plots(root: Path, table: Mapping[str, Any], outcomes: Sequence[Outcome
     for name, draw in plots.items():
         figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
         if draw(figure):
-            beside = root / f".{name}"
-            figure.savefig(beside, format="png")
-            beside.replace(root / name)
+            with replacing(root / name) as partial:
+                figure.savefig(partial, format="png")
             names.append(name)
     return names
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 import qwen3_jax
+from qwen3_jax.files import replace_text
 from qwen3_jax.train.ablate.study import Run, Study, identity
 from qwen3_jax.train.parsing import to_dict
 from qwen3_jax.train.report.sinks import read_records
@@ -82,10 +83,8 @@ def prepare(run: Run, root: Path) -> Path:
     """The run's directory with its configuration in it; one that is half done keeps what it has."""
     directory = (root / "runs" / run.directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{CONFIG}.{os.getpid()}"
     values = to_dict(dataclasses.replace(run.config, run_dir=str(directory)))
-    beside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(beside, directory / CONFIG)
+    replace_text(directory / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return directory
 
 
@@ -134,17 +133,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in read_records(path) if "loss" in record]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Numbers that JSON does not have become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

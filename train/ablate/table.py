@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_jax.train.ablate.runner import Outcome, write_json
+from qwen3_jax.files import replace_text, write_json
+from qwen3_jax.train.ablate.runner import Outcome, finite
 from qwen3_jax.train.ablate.study import Cell, Claim, Study
 from qwen3_jax.train.statistics import Interval, mean_interval, paired_interval
 
@@ -64,10 +65,8 @@ def tabulate(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def write_table(root: Path, table: Mapping[str, Any], plots: Sequence[str] = ()) -> None:
     """table.json and table.md in the ablation's directory."""
-    write_json(root / "table.json", table)
-    beside = root / ".table.md"
-    beside.write_text(markdown(table, plots), encoding="utf-8")
-    beside.replace(root / "table.md")
+    write_json(root / "table.json", finite(table))
+    replace_text(root / "table.md", markdown(table, plots))
 
 
 def put_on_page(page: Path, table: Mapping[str, Any], root: Path, plots: Sequence[str]) -> None:
@@ -89,9 +88,7 @@ def put_on_page(page: Path, table: Mapping[str, Any], root: Path, plots: Sequenc
     text = page.read_text(encoding="utf-8") if page.exists() else _TITLE
     old = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}\n", re.S)
     text = old.sub(lambda _: section, text) if old.search(text) else f"{text.rstrip()}\n\n{section}"
-    beside = page.with_name(f".{page.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(page)
+    replace_text(page, text)
 
 
 def markdown(table: Mapping[str, Any], plots: Sequence[str] = (), level: int = 1) -> str:

@@ -18,10 +18,11 @@ import numpy as np
 
 from qwen3_jax.compile_cache import enable_compile_cache
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.files import write_json
 from qwen3_jax.parameters.specs import num_parameters
 from qwen3_jax.text.tokenizer import load_tokenizer
 from qwen3_jax.train.ablate.measure import measure
-from qwen3_jax.train.ablate.runner import CONFIG, RESULT, read_metrics, write_json
+from qwen3_jax.train.ablate.runner import CONFIG, RESULT, finite, read_metrics
 from qwen3_jax.train.ablate.study import identity
 from qwen3_jax.train.config import TrainConfig, load_config
 from qwen3_jax.train.data import Batch, make_data
@@ -54,16 +55,14 @@ def work(directory: Path) -> None:
         config = resolved(config)
         measures = curve_measures(read_metrics(directory / "metrics.jsonl")) | held_out
         reason = reason or divergence(measures, ModelConfig.from_hf(config.model).vocab_size)
-        write_json(
-            directory / RESULT,
-            {
-                "status": "diverged" if reason else "finished",
-                "reason": reason,
-                "measures": measures | sizes(config),
-                "seconds": round(time.perf_counter() - began, 1),
-                "config": identity(asked),
-            },
-        )
+        result = {
+            "status": "diverged" if reason else "finished",
+            "reason": reason,
+            "measures": measures | sizes(config),
+            "seconds": round(time.perf_counter() - began, 1),
+            "config": identity(asked),
+        }
+        write_json(directory / RESULT, finite(result))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

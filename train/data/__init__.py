@@ -1,11 +1,11 @@
 """From files to batches: readers, tokens, mixtures, epochs, packing; all of it resumes exactly."""
 
-from qwen3_jax.train.data.bad_records import BadRecord
+from qwen3_jax.train.data.examples import sample_texts
 from qwen3_jax.train.data.identity import claim_data
-from qwen3_jax.train.data.make import Data, endless_data, make_data
+from qwen3_jax.train.data.line_files import BadRecord
+from qwen3_jax.train.data.make import Data, endless_data, make_data, use_world, world
 from qwen3_jax.train.data.packing import Batch, Documents, Example, Packed, batches, fill
 from qwen3_jax.train.data.report import MixtureReport
-from qwen3_jax.train.data.texts import sample_texts
 
 __all__ = [
     "BadRecord",
@@ -21,4 +21,6 @@ __all__ = [
     "fill",
     "make_data",
     "sample_texts",
+    "use_world",
+    "world",
 ]

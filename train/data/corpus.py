@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.train.data.bad_records import LeftOut, described, stopped_by
 from qwen3_jax.train.data.examples import Encoder, cut
+from qwen3_jax.train.data.line_files import LeftOut, described, stopped_by
 from qwen3_jax.train.data.packing import Example, NoPieces
 from qwen3_jax.train.data.readers import Reader, open_readers
 from qwen3_jax.train.data.tables import MISSING, Table, make_table

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.files import write_json
 from qwen3_jax.train.config import TrainConfig
+from qwen3_jax.train.data.examples import cache_of
 from qwen3_jax.train.data.readers import SUFFIXES, HuggingFaceReader, find_files, open_readers
-from qwen3_jax.train.data.texts import cache_of
 from qwen3_jax.train.data.token_shards import MANIFEST, shard_files
-from qwen3_jax.train.run_dir import has_checkpoint, replace_text
+from qwen3_jax.train.run_dir import has_checkpoint
 from qwen3_jax.train.settings import SourceConfig
 
 IDENTITY = "data_identity.json"
@@ -63,7 +64,7 @@ def claim_data(run_dir: Path, config: TrainConfig) -> None:
     ours["documents"] = [count for source in sources for count in _counts(source, cache)]
     if not resumed:
         run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(ours, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, ours)
         return
     for file, count, was in zip(ours["files"], ours["documents"], theirs["documents"], strict=True):
         if count != was:

@@ -1,17 +1,68 @@
-"""JSONL and plain text by index: where each example begins and ends is found once and kept."""
+"""JSONL and plain text by index, and what becomes of malformed records.
+
+Where each example begins and ends is found once and kept."""
 
 import gzip
 import hashlib
 import json
 import os
 import shutil
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from qwen3_jax.train.data.bad_records import BadRecord
+from qwen3_jax.files import replacing
+
+_NAMED = 10  # records that a warning each names; more are counted only
+
+
+class BadRecord(ValueError):
+    """A malformed record; the message names its file, its place in it, and what is wrong."""
+
+
+class LeftOut:
+    """Warns of records that are left out, of each once and up to a limit; threads may share it.
+
+    Attributes:
+      named: records that a warning named.
+    """
+
+    def __init__(self) -> None:
+        self.named = 0
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def note(self, index: int, text: str) -> None:
+        """Of record `index`, which may have been noted before."""
+        with self._lock:
+            if index in self._seen or self.named > _NAMED:
+                return
+            self._seen.add(index)
+            self.named += 1
+            more = self.named > _NAMED
+        if more:
+            warnings.warn("more malformed records are left out, and not named any more", stacklevel=3)
+        else:
+            warnings.warn(f"a malformed record is left out: {text}", stacklevel=3)
+
+
+def described(name: str, index: int, error: Exception) -> str:
+    """What is wrong with a record of a file, which readers name themselves.
+
+    In: "a.jsonl", 3, "text must be text"     Out: "a.jsonl:3: text must be text"
+    """
+    text = str(error)
+    return text if text.startswith(name) else f"{name}:{index}: {text}"
+
+
+def stopped_by(text: str) -> BadRecord:
+    """The error where such records end the run."""
+    return BadRecord(f"{text} (data.on_bad_record=skip leaves such records out)")
+
 
 SampleBy = Literal["line", "paragraph", "document"]
 
@@ -27,12 +78,8 @@ def written_once(path: Path, write: Callable[[Path], None]) -> Path:
     """Makes the file at `path` unless it is there: beside its place, then renamed, so that it is whole or absent."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-        try:
-            write(beside)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            write(partial)
     return path
 
 

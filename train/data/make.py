@@ -5,7 +5,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -15,16 +15,53 @@ from qwen3_jax.sharding.launch.processes import first_does, gather, is_first
 from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data.corpus import Corpus
-from qwen3_jax.train.data.mixture import Mixture, make_mixture
-from qwen3_jax.train.data.order import Cell, Epochs, MixtureIterDataset
+from qwen3_jax.train.data.examples import cache_of
+from qwen3_jax.train.data.mixture import Cell, Epochs, Mixture, MixtureIterDataset, make_mixture
 from qwen3_jax.train.data.packing import ENDLESS, Documents, Packed, PackIterDataset, fill
 from qwen3_jax.train.data.report import MixtureReport, make_report
-from qwen3_jax.train.data.texts import cache_of
-from qwen3_jax.train.pocket.source import PocketSource
 from qwen3_jax.train.settings import DataConfig
 from qwen3_jax.train.streams import Share, shares
 
 _HELD_OUT = (5,)  # seed of the order of held-out documents, the same for every run
+
+
+@runtime_checkable
+class MadeDocuments(Documents, Protocol):
+    """Documents without end, with the names of their domains."""
+
+    @property
+    def domain_names(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class World(Protocol):
+    """Documents that are made and not read, for a run that names no sources. The core knows none: `train` names the
+    pocket model's."""
+
+    def documents(self, tok: Any, data: DataConfig, seed: int) -> tuple[MadeDocuments, Documents]:
+        """Documents to train on, and others to measure on."""
+
+    def texts(self, data: DataConfig, count: int, seed: int) -> Iterator[str]:
+        """What a tokenizer is made from."""
+
+
+_WORLDS: list[World] = []
+
+
+def use_world(made: World) -> None:
+    """From now on runs without sources train on what this world makes."""
+    _WORLDS[:] = [made]
+
+
+def world() -> World:
+    """The one in use.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not _WORLDS:
+        raise ValueError("data.sources must name files, got none: name some")
+    return _WORLDS[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,8 +191,8 @@ def make_data(config: TrainConfig, tok: Tokenizer) -> Data:
     """
     data = config.data
     if not data.sources:
-        source = PocketSource(tok, data, config.seed)
-        return endless_data(config, source, source.domain_names, dataclasses.replace(source, split="held_out"))
+        source, held = world().documents(tok, data, config.seed)
+        return endless_data(config, source, source.domain_names, held)
     cache = cache_of(data)
     # Lengths are needed before anything is drawn by a mix of lengths, and on every process by an order that several
     # processes share: then no process tokenises the others' part.

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
-from qwen3_jax.train.data.bad_records import BadRecord
-from qwen3_jax.train.data.line_files import LineFile, identity
+from qwen3_jax.train.data.line_files import BadRecord, LineFile, identity
 from qwen3_jax.train.settings import SourceConfig
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz", ".parquet", ".arrayrecord", ".array_record")

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.train.data.bad_records import BadRecord, described, stopped_by
 from qwen3_jax.train.data.examples import Encoder, cut
-from qwen3_jax.train.data.line_files import written_once
+from qwen3_jax.train.data.line_files import BadRecord, described, stopped_by, written_once
 from qwen3_jax.train.data.readers import Reader
 from qwen3_jax.train.data.token_shards import TokenShard
 

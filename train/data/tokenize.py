@@ -4,16 +4,16 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from qwen3_jax.files import write_json
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.train.data.bad_records import BadRecord, described
 from qwen3_jax.train.data.examples import Document, Encoder, fingerprint
+from qwen3_jax.train.data.line_files import BadRecord, described
 from qwen3_jax.train.data.readers import Reader, open_readers
 from qwen3_jax.train.data.tables import label_of
 from qwen3_jax.train.data.token_shards import MANIFEST, label_names, shard_name, write_shard
@@ -159,6 +159,4 @@ def _claim(output: Path, wanted: dict[str, Any]) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} must be an empty or new directory, got one with other files: choose another")
     output.mkdir(parents=True, exist_ok=True)
-    beside = output / f".{MANIFEST}.{os.getpid()}"
-    beside.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_json(path, wanted)

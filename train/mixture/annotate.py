@@ -2,15 +2,112 @@
 
 import collections
 import dataclasses
+import difflib
+import importlib
+import importlib.metadata
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from qwen3_jax.train.mixture.annotators import Annotator, labels_of
-from qwen3_jax.train.mixture.files import parse_record, read_jsonl, text_of, written_beside
+from qwen3_jax.files import parse_record, read_jsonl, written_beside
+from qwen3_jax.train.mixture.labels import Language
+from qwen3_jax.train.mixture.rules import Characters, Heuristic, Length, Repetition
+
+GROUP = "qwen3_jax.annotators"
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Gives labels to records."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels it gives."""
+
+    def annotate(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """A value of each of `labels`, for a record whose text is under "text". The record is left as it is."""
+
+
+BUILT_IN: dict[str, Callable[..., Annotator]] = {
+    "language": Language,
+    "length": Length,
+    "repetition": Repetition,
+    "characters": Characters,
+    "heuristic": Heuristic,
+}
+
+
+def available() -> tuple[str, ...]:
+    """Names of the annotators at hand, those of installed packages included."""
+    return tuple(sorted({*BUILT_IN, *importlib.metadata.entry_points(group=GROUP).names}))
+
+
+def load_annotator(spec: str) -> Annotator:
+    """The annotator that `NAME`, `NAME=ARGUMENT` or `module:attribute` stands for.
+
+    Raises:
+      ValueError: no such annotator (the nearest name is said), or what is there is none.
+    """
+    name, equals, argument = spec.partition("=")
+    made = _factory(name)(*([argument] if equals else []))
+    if not isinstance(made, Annotator) or not made.labels:
+        raise ValueError(
+            f"annotator {name} must have a name, labels and annotate(record), got {type(made).__name__}: correct it"
+        )
+    return made
+
+
+def load_annotators(specs: Sequence[str]) -> tuple[Annotator, ...]:
+    """Several, no label given by two; see `load_annotator` for the rest of what it raises."""
+    made = tuple(load_annotator(spec) for spec in specs)
+    owner: dict[str, str] = {}
+    for annotator in made:
+        for label in annotator.labels:
+            if owner.setdefault(label, annotator.name) != annotator.name or annotator.labels.count(label) > 1:
+                raise ValueError(f"label {label} must come from one annotator, got it twice: leave one out")
+    if len({annotator.name for annotator in made}) < len(made):
+        raise ValueError(f"each annotator may be named once, got {', '.join(specs)}: leave one out")
+    return made
+
+
+def labels_of(annotator: Annotator, record: Mapping[str, Any]) -> dict[str, str]:
+    """What the annotator says of a record, held against what it promised.
+
+    Raises:
+      ValueError: other labels than it promised, or a value that is no text.
+    """
+    found = annotator.annotate(record)
+    if set(found) != set(annotator.labels) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(
+            f"annotator {annotator.name} must give texts for {list(annotator.labels)}, got {found!r}: correct it"
+        )
+    return found
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    found = importlib.metadata.entry_points(group=GROUP)
+    if name in found.names:
+        made: Callable[..., Any] = found[name].load()
+        return made
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, available(), n=1)
+        remedy = f"did you mean {near[0]}?" if near else "write module:attribute for one of your own"
+        raise ValueError(f"an annotator must be one of {', '.join(available())}, got {name!r}: {remedy}")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"annotator {name} must be a class that can be imported, got none ({error})") from None
+    return made
 
 
 @dataclasses.dataclass
@@ -148,3 +245,22 @@ def _whole_lines(partial: Path) -> Iterator[dict[str, Any]]:
                 end += len(line)
         file.truncate(end)
     yield from read_jsonl(partial)
+
+
+def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """The text that a record is judged by: its field, or what the messages of a conversation say.
+
+    In:  {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    Out: "a\\nb"
+
+    Raises:
+      ValueError: neither is there.
+    """
+    value = record.get(field)
+    if value is None and isinstance(record.get("messages"), list):
+        messages = [message for message in record["messages"] if isinstance(message, dict)]
+        contents = (message.get(key) for message in messages for key in ("reasoning_content", "content"))
+        value = "\n".join(content for content in contents if isinstance(content, str))
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must have a text in {field!r} or messages, got {sorted(record)}: name the field")
+    return value

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from qwen3_jax.train.mixture.files import written_beside
+from qwen3_jax.files import replacing, written_beside
 from qwen3_jax.train.mixture.fit import FLOORS, RIDGES
 from qwen3_jax.train.mixture.search import Found, gained, verdict_line
 from qwen3_jax.train.mixture.settings import MixtureSearch
@@ -219,7 +219,6 @@ def _plot(path: Path, found: Found) -> bool:
     right.set(yticks=at, yticklabels=names, xlabel="share of tokens")
     right.invert_yaxis()
     right.legend()
-    beside = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(beside, dpi=110)
-    beside.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
     return True

@@ -11,14 +11,12 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
+from qwen3_jax.files import written_beside
 from qwen3_jax.train.initial import make_tokenizer
-from qwen3_jax.train.mixture.files import written_beside
-from qwen3_jax.train.mixture.fit import MAX_P, MIN_R2, Fit, fit
+from qwen3_jax.train.mixture.fit import MAX_P, MIN_R2, Fit, best_mixture, draw_mixtures, fit, within
 from qwen3_jax.train.mixture.labels import Combination, as_weights, shares_of
-from qwen3_jax.train.mixture.optimum import best_mixture, draw_mixtures, within
-from qwen3_jax.train.mixture.proxy import HeldOutSet, train_and_measure, with_mixture
+from qwen3_jax.train.mixture.proxy import HeldOutSet, held_out_sets, natural_tokens, train_and_measure, with_mixture
 from qwen3_jax.train.mixture.settings import MixtureSearch, changed
-from qwen3_jax.train.mixture.sources import held_out_sets, natural_tokens
 from qwen3_jax.train.parsing import merge, to_dict
 from qwen3_jax.train.statistics import mean_interval
 

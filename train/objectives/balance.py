@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwen3_jax.experts.router import RowSums
-from qwen3_jax.train.settings.loss import Balance
+from qwen3_jax.train.settings import Balance
 
 
 def balance_loss(rows: Sequence[RowSums], counted: Int[Array, "M R"], form: Balance) -> Float[Array, ""]:

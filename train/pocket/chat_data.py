@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_jax.files import written_beside
 from qwen3_jax.train.pocket import prompts, tasks
 
 MAX_EARLIER = 2  # turns before the last one
 
 
-def chat_records(mixture: prompts.Mixture, count: int, seed: int) -> Iterator[dict[str, Any]]:
+def chat_records(mixture: prompts.TaskMixture, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """{"messages": [...], "domain": family}: each answer has `reasoning_content` or not, by `mixture.thinking`; of a
     share `mixture.multi_turn` there are one or two turns before the last."""
     for index in range(count):
@@ -35,7 +36,7 @@ def chat_records(mixture: prompts.Mixture, count: int, seed: int) -> Iterator[di
         yield {"messages": messages, "domain": problem.family}
 
 
-def text_records(mixture: prompts.Mixture, count: int, seed: int) -> Iterator[dict[str, Any]]:
+def text_records(mixture: prompts.TaskMixture, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """{"text": problem, one step a line, answer; "domain": family}: what there is to read about the tasks."""
     for index in range(count):
         rng = np.random.default_rng((seed, 6, index))
@@ -47,12 +48,11 @@ def text_records(mixture: prompts.Mixture, count: int, seed: int) -> Iterator[di
 def write(path: Path, records: Iterator[dict[str, Any]]) -> int:
     """Writes JSON lines beside `path` and renames; returns how many."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, count = path.with_name(path.name + ".tmp"), 0
-    with beside.open("w", encoding="utf-8") as file:
+    count = 0
+    with written_beside(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
-    beside.replace(path)
     return count
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--multi-turn", type=float, default=0.3, help="share of the conversations of several turns")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    mixture = prompts.Mixture(
+    mixture = prompts.TaskMixture(
         families=tuple(args.families), max_steps=args.max_steps, thinking=args.thinking, multi_turn=args.multi_turn
     )
     make = chat_records if args.kind == "chat" else text_records

@@ -26,7 +26,7 @@ from qwen3_jax.train.pocket import prompts, tasks
 
 BUDGETS = (0, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80)
 MAX_NEW_TOKENS = 160
-CONVERSATIONS = prompts.Mixture(multi_turn=0.5, system=0.2, small_talk=0.0, thinking=0.4, hard=0.2)
+CONVERSATIONS = prompts.TaskMixture(multi_turn=0.5, system=0.2, small_talk=0.0, thinking=0.4, hard=0.2)
 Ask = Callable[[Sequence[Any], Sequence[GenerationConfig]], list[Result]]
 
 
@@ -110,7 +110,7 @@ def accuracy_by_mode(ask: Ask, questions: Sequence[Question], base: GenerationCo
 
 
 def obedience(
-    ask: Ask, count: int, seed: int, base: GenerationConfig, mixture: prompts.Mixture = CONVERSATIONS
+    ask: Ask, count: int, seed: int, base: GenerationConfig, mixture: prompts.TaskMixture = CONVERSATIONS
 ) -> dict[str, Any]:
     """Share of conversations in which the model thinks exactly when the last flag (or the hard switch) says so."""
     rng = np.random.default_rng((seed, 3))

@@ -18,6 +18,7 @@ from qwen3_jax.infer import STOP_THINKING_TEXT as STOP_THINKING_TEXT
 from qwen3_jax.train.fusion import Mode as Mode
 from qwen3_jax.train.fusion import append_flag, append_or_prepend, draw_flag, draw_place, earlier_flags
 from qwen3_jax.train.pocket import tasks
+from qwen3_jax.train.settings import TaskMixture
 
 Message = dict[str, Any]
 
@@ -132,23 +133,7 @@ class Conversation:
     problem: tasks.Problem | None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """Shares of the shapes of conversation; the defaults are what the shipped pocket model was trained on."""
-
-    families: tuple[str, ...] = ("arithmetic", "cups")  # drawn evenly
-    min_steps: int = 1
-    max_steps: int = tasks.MAX_STEPS
-    thinking: float = 0.6  # samples whose last flag asks for thinking, or that have none
-    hard: float = 0.2  # samples with the hard switch; the rest says /no_think
-    flagged: float = 0.5  # thinking samples that say so (/think); in the others thinking is the default
-    multi_turn: float = 0.15  # conversations with one or two earlier turns
-    system: float = 0.1  # conversations with a system message beside those that carry the flag there
-    small_talk: float = 0.01
-    cut_thinking: float = 0.3  # thinking samples cut by the stop-thinking text: the budget ability is trained for
-
-
-def conversation(rng: np.random.Generator, mixture: Mixture, split: tasks.Split = "train") -> Conversation:
+def conversation(rng: np.random.Generator, mixture: TaskMixture, split: tasks.Split = "train") -> Conversation:
     """Draws one conversation."""
     talk = rng.random() < mixture.small_talk
     problem = None
@@ -183,6 +168,6 @@ def conversation(rng: np.random.Generator, mixture: Mixture, split: tasks.Split 
     return Conversation(messages=tuple(messages), mode=mode, thinking=thinking, content=content, problem=problem)
 
 
-def random_problem(rng: np.random.Generator, mixture: Mixture, max_steps: int, split: tasks.Split) -> tasks.Problem:
+def random_problem(rng: np.random.Generator, mixture: TaskMixture, max_steps: int, split: tasks.Split) -> tasks.Problem:
     family = mixture.families[rng.integers(len(mixture.families))]
     return tasks.sample(rng, family, int(rng.integers(min(mixture.min_steps, max_steps), max_steps + 1)), split)

@@ -1,6 +1,7 @@
 """The pocket model's training examples: conversations as tokens, with the loss on the model's own turn."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class PocketSource:
         domain = self.domain_names.index(SMALL_TALK if sample.problem is None else sample.problem.family)
         return dataclasses.replace(to_example(self.tok, sample, cut), domain=domain, combination=domain)
 
-    def mixture(self, index: int) -> prompts.Mixture:
+    def mixture(self, index: int) -> prompts.TaskMixture:
         """What example `index` is drawn from: within the curriculum the longest chain grows from 2 steps."""
         mixture = self.data.tasks
         if self.split != "train" or index >= self.data.curriculum_examples:
@@ -90,3 +91,29 @@ class PocketSource:
         span = mixture.max_steps - mixture.min_steps
         longest = mixture.min_steps + round(span * index / self.data.curriculum_examples)
         return dataclasses.replace(mixture, max_steps=min(max(longest, 2), mixture.max_steps))
+
+
+class PocketWorld:
+    """What a run trains on that names no sources, see `train.data.make.World`."""
+
+    def documents(self, tok: ChatTokenizer, data: DataConfig, seed: int) -> tuple[PocketSource, PocketSource]:
+        source = PocketSource(tok, data, seed)
+        return source, dataclasses.replace(source, split="held_out")
+
+    def texts(self, data: DataConfig, count: int, seed: int) -> Iterator[str]:
+        """Text of the tasks as the model will read it, without the chat template's added tokens.
+
+        The stop-thinking text and the template's own words stand in often enough that each of their words becomes a
+        token.
+        """
+        rng = np.random.default_rng((seed, 0))
+        closing = prompts.STOP_THINKING_TEXT.split("</think>")[0]
+        for index in range(count):
+            sample = prompts.conversation(rng, data.tasks)
+            for message in sample.messages:
+                yield f"{message['role']}\n"
+                yield message["content"]
+            yield f"assistant\n{sample.thinking}\n"
+            yield "\n\n" + sample.content
+            if index % 4 == 0:
+                yield closing

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qwen3_jax.files import replacing
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.parsing import to_dict
 
@@ -192,17 +193,13 @@ def keep_lines_until(path: Path, step: int) -> dict[str, Any] | None:
       The last line that is left.
     """
     last: dict[str, Any] | None = None
-    beside = path.with_name(path.name + ".tmp")
     if not path.exists():
         return None
-    with beside.open("wb") as new:
+    with replacing(path) as partial, partial.open("wb") as new:
         for line, record in read_records(path):
             if (0 if last is None else last["step"]) < record["step"] <= step:
                 new.write(line)
                 last = record
-        new.flush()
-        os.fsync(new.fileno())
-    beside.replace(path)
     return last
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from qwen3_jax.files import write_json
 from qwen3_jax.train.ablate import Outcome, Stopped, Study, load_study, run_study, tabulate, write_table
 from qwen3_jax.train.ablate.plots import smoothed, write_plots
-from qwen3_jax.train.ablate.runner import read_metrics, write_json
+from qwen3_jax.train.ablate.runner import finite, read_metrics
 from qwen3_jax.train.ablate.study import identity
 from qwen3_jax.train.ablate.table import put_on_page
 from qwen3_jax.train.ablate.worker import curve_measures, divergence, work
@@ -37,13 +38,15 @@ class Machine:
         (directory / "metrics.jsonl").write_text(text, encoding="utf-8")
         write_json(
             directory / "result.json",
-            {
-                "status": "diverged" if diverges else "finished",
-                "reason": "the loss must be finite" if diverges else "",
-                "measures": {"held_out_loss": loss, "domain_loss": {"a": loss, "b": 2 * loss}},
-                "seconds": 1.0,
-                "config": identity(config),
-            },
+            finite(
+                {
+                    "status": "diverged" if diverges else "finished",
+                    "reason": "the loss must be finite" if diverges else "",
+                    "measures": {"held_out_loss": loss, "domain_loss": {"a": loss, "b": 2 * loss}},
+                    "seconds": 1.0,
+                    "config": identity(config),
+                }
+            ),
         )
         return 0, ""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen3_jax.train.data import Data, make_data
-from qwen3_jax.train.data.order import MixtureIterDataset
+from qwen3_jax.train.data.mixture import MixtureIterDataset
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer
 

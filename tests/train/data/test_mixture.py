@@ -13,7 +13,7 @@ import pytest
 
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Data, make_data
-from qwen3_jax.train.data.order import Cell, Epochs, MixtureIterDataset
+from qwen3_jax.train.data.mixture import Cell, Epochs, MixtureIterDataset
 from qwen3_jax.train.settings import DataConfig, SourceConfig
 from tests.train.data.corpora import config, records, write_jsonl
 from tests.train.pocket_fixtures import pocket_tokenizer

@@ -10,7 +10,7 @@ import pytest
 
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.train.data import Batch, Example, batches, fill
-from qwen3_jax.train.data.rows import best_fit, tighten
+from qwen3_jax.train.data.packing import best_fit, tighten
 from tests.tiny import dense_config, random_params
 from tests.train.batches import batch_loss
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.train.mixture.annotate import annotate
-from qwen3_jax.train.mixture.annotators import available, labels_of, load_annotator, load_annotators
-from qwen3_jax.train.mixture.corpus import CorpusConfig, documents
+from qwen3_jax.train.mixture.annotate import annotate, available, labels_of, load_annotator, load_annotators
 from qwen3_jax.train.mixture.rules import (
     duplicate_line_share,
     duplicate_ngram_share,
@@ -19,7 +17,8 @@ from qwen3_jax.train.mixture.rules import (
     top_ngram_share,
     words_of,
 )
-from qwen3_jax.train.mixture.words import WORDS
+from qwen3_jax.train.pocket.corpus import CorpusConfig, documents
+from qwen3_jax.train.pocket.words import WORDS
 from tests.qwen3_jax.cli.conftest import run as run  # the fixture
 
 PROSE = (

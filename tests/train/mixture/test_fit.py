@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from qwen3_jax.train.mixture.fit import RIDGES, Regression, fit, fit_law, rank_correlation
-from qwen3_jax.train.mixture.optimum import best_mixture, draw_mixtures, within
+from qwen3_jax.train.mixture.fit import (
+    RIDGES,
+    Regression,
+    best_mixture,
+    draw_mixtures,
+    fit,
+    fit_law,
+    rank_correlation,
+    within,
+)
 
 NOISE = 0.01
 

@@ -18,13 +18,12 @@ from qwen3_jax.network.model import Qwen3
 from qwen3_jax.train.config import TrainConfig, load_config
 from qwen3_jax.train.data import Example
 from qwen3_jax.train.initial import make_tokenizer
-from qwen3_jax.train.mixture.corpus import CorpusConfig, write_corpus
 from qwen3_jax.train.mixture.labels import target_shares
-from qwen3_jax.train.mixture.proxy import held_out_loss
+from qwen3_jax.train.mixture.proxy import held_out_loss, held_out_sets, natural_tokens
 from qwen3_jax.train.mixture.search import gained, search, verdict_line
 from qwen3_jax.train.mixture.settings import MixtureSearch, load_search
-from qwen3_jax.train.mixture.sources import held_out_sets, natural_tokens
 from qwen3_jax.train.parsing import parse
+from qwen3_jax.train.pocket.corpus import CorpusConfig, write_corpus
 from tests import tiny
 from tests.qwen3_jax.cli.conftest import run as run  # the fixture
 

@@ -7,7 +7,7 @@ import pytest
 
 from qwen3_jax.experts.router import Routing, RowSums, row_sums
 from qwen3_jax.train.objectives.balance import balance_loss
-from qwen3_jax.train.settings.loss import Balance
+from qwen3_jax.train.settings import Balance
 
 M, L, R, T, E, K = 3, 2, 2, 5, 6, 2
 

@@ -7,8 +7,8 @@ import pytest
 
 from qwen3_jax.train.pocket import prompts, tasks
 from qwen3_jax.train.pocket.source import PocketSource, to_example
-from qwen3_jax.train.pocket.tokenizer import NOT_SPECIAL, SPECIAL
 from qwen3_jax.train.settings import DataConfig
+from qwen3_jax.train.tokenizer import NOT_SPECIAL, SPECIAL
 from tests.train.pocket_fixtures import pocket_tokenizer
 
 
@@ -127,7 +127,7 @@ def test_cut_thinking_skips_the_stop_text_in_the_loss() -> None:
 
 def test_the_last_flag_decides() -> None:
     rng = np.random.default_rng(5)
-    mixture = prompts.Mixture(multi_turn=0.7, system=0.3)
+    mixture = prompts.TaskMixture(multi_turn=0.7, system=0.3)
     modes = set()
     for _ in range(2000):
         sample = prompts.conversation(rng, mixture)

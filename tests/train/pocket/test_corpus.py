@@ -10,11 +10,11 @@ import pytest
 
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.text.tokenizer import load_tokenizer
-from qwen3_jax.train.mixture.corpus import DOMAINS, QUALITIES, CorpusConfig, document, documents, split_of
 from qwen3_jax.train.mixture.rules import duplicate_line_share
-from qwen3_jax.train.mixture.words import WORDS
 from qwen3_jax.train.pocket import tasks
+from qwen3_jax.train.pocket.corpus import DOMAINS, QUALITIES, CorpusConfig, document, documents, split_of
 from qwen3_jax.train.pocket.prompts import LANGUAGES
+from qwen3_jax.train.pocket.words import WORDS
 from tests.qwen3_jax.cli.conftest import run as run  # the fixture
 
 SMALL = CorpusConfig(documents=600, held_out=30)

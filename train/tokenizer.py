@@ -1,17 +1,14 @@
-"""The pocket model's tokenizer: Qwen3's byte-level BPE in the small, trained on the tasks' own text.
+"""A tokenizer made at the start of a run: Qwen3's byte-level BPE in the small, trained on the data's own text.
 
 Normalizer, pre-tokenizer, decoder and all 26 added tokens (with their `special` flags) are Qwen3's; only the
 vocabulary is smaller. `<think>` and the tool tokens are therefore "added but not special", as in the real one.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-from qwen3_jax.train.pocket import prompts
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,24 +51,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL])
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in NOT_SPECIAL])
     return tokenizer
-
-
-def corpus(seed: int, size: int, mixture: prompts.Mixture) -> Iterator[str]:
-    """Text of the tasks as the model will read it, without the chat template's added tokens.
-
-    The stop-thinking text and the template's own words stand in often enough that each of their words becomes a token.
-    """
-    rng = np.random.default_rng((seed, 0))
-    closing = prompts.STOP_THINKING_TEXT.split("</think>")[0]
-    for index in range(size):
-        sample = prompts.conversation(rng, mixture)
-        for message in sample.messages:
-            yield f"{message['role']}\n"
-            yield message["content"]
-        yield f"assistant\n{sample.thinking}\n"
-        yield "\n\n" + sample.content
-        if index % 4 == 0:
-            yield closing
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, chat_template: str) -> None:

@@ -11,7 +11,7 @@ from qwen3_jax.train.pocket import prompts, tasks
 from qwen3_jax.train.pocket.chat_data import chat_records, main, text_records
 from tests.support import REPO
 
-MIXTURE = prompts.Mixture(families=("cups",), max_steps=3, thinking=0.4, multi_turn=0.5)
+MIXTURE = prompts.TaskMixture(families=("cups",), max_steps=3, thinking=0.4, multi_turn=0.5)
 
 
 def test_conversations_have_no_flags_and_the_shares_asked_for() -> None:
@@ -37,7 +37,7 @@ def test_thinking_and_answer_belong_to_the_question(tmp_path) -> None:
 
 
 def test_text_holds_the_problem_and_nothing_held_out() -> None:
-    for record in text_records(prompts.Mixture(families=("arithmetic",), max_steps=2), 100, 0):
+    for record in text_records(prompts.TaskMixture(families=("arithmetic",), max_steps=2), 100, 0):
         question, *steps, answer = record["text"].strip("\n").split("\n")
         assert question
         assert steps[-1][-1] in answer

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.train.mixture.files import written_beside
-from qwen3_jax.train.mixture.words import WORDS, Words
+from qwen3_jax.files import written_beside
 from qwen3_jax.train.pocket import prompts, tasks
 from qwen3_jax.train.pocket.tasks import HELD_OUT_SHARE, Split
+from qwen3_jax.train.pocket.words import WORDS, Words
 
 LICENSE = "Apache-2.0"
 
@@ -115,7 +115,7 @@ def write_corpus(config: CorpusConfig, directory: str | Path) -> dict[str, Path]
             for record in documents(config, split):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     with written_beside(directory / "LICENSE") as file:
-        file.write(f"Made by qwen3-jax (train/mixture/corpus.py, seed {config.seed}). {LICENSE}.\n")
+        file.write(f"Made by qwen3-jax (train/pocket/corpus.py, seed {config.seed}). {LICENSE}.\n")
     return made
 
 

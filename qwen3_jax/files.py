@@ -3,18 +3,41 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to. When the block ends without an error, what is there takes the place of `path`:
+    a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[TextIO]:
-    """A file to write that takes `path`'s place when the block ends without an error."""
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
+    """The same as an open text file."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         yield file
-    os.replace(beside, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """The same for a text that is there already."""
+    with written_beside(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same for plain JSON values."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -42,22 +65,3 @@ def parse_record(line: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be a JSON object, got {type(record).__name__}: correct the line")
     return record
-
-
-def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
-    """The text that a record is judged by: its field, or what the messages of a conversation say.
-
-    In:  {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    Out: "a\\nb"
-
-    Raises:
-      ValueError: neither is there.
-    """
-    value = record.get(field)
-    if value is None and isinstance(record.get("messages"), list):
-        messages = [message for message in record["messages"] if isinstance(message, dict)]
-        contents = (message.get(key) for message in messages for key in ("reasoning_content", "content"))
-        value = "\n".join(content for content in contents if isinstance(content, str))
-    if not isinstance(value, str):
-        raise ValueError(f"{where} must have a text in {field!r} or messages, got {sorted(record)}: name the field")
-    return value
