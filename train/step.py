@@ -21,7 +21,7 @@ from qwen3_jax.sharding import MeshConfig, Rules, axes_of
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome, compile_ahead, local_bytes
 from qwen3_jax.train.config import TrainConfig
 from qwen3_jax.train.data import Batch
-from qwen3_jax.train.objectives.objective import gradients
+from qwen3_jax.train.objectives.objective import Losses, gradients
 from qwen3_jax.train.optimizer import make_optimizer, schedule
 from qwen3_jax.train.settings import DataConfig, LoraConfig
 from qwen3_jax.train.state import TrainState, abstract_state, next_average, state_shardings
@@ -31,8 +31,8 @@ TRACES: collections.Counter[str] = collections.Counter()  # how often each jitte
 
 
 @flax.struct.dataclass
-class Metrics:
-    """Of one step; those of the loss are `train.objectives.objective.Report`'s.
+class Metrics(Losses):
+    """Of one step, its losses among them.
 
     Attributes:
       grad_norm: float32[], before clipping.
@@ -40,16 +40,9 @@ class Metrics:
       finite: bool[], whether loss and gradient were; with `on_non_finite: skip` the step did nothing where not.
     """
 
-    loss: Float[Array, ""]
-    tokens: Float[Array, ""]
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    expert_load: tuple[Array, ...]
-    balance_loss: Float[Array, ""] | None = None
-    z_loss: Float[Array, ""] | None = None
-    domain_loss: Float[Array, " domains"] | None = None
-    domain_tokens: Float[Array, " domains"] | None = None
-    finite: Bool[Array, ""] | None = None
+    finite: Bool[Array, ""]
 
 
 def make_model(config: TrainConfig, mesh: Mesh | None) -> Qwen3:

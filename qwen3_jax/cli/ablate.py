@@ -45,11 +45,12 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
 
     from qwen3_jax.cli.common import print_json
+    from qwen3_jax.cli.train import config_file
     from qwen3_jax.train.ablate import Stopped, load_study, run_study, tabulate, write_table
     from qwen3_jax.train.ablate.plots import write_plots
     from qwen3_jax.train.ablate.table import put_on_page
 
-    study = load_study(_study_file(args.config), args.overrides)
+    study = load_study(config_file(args.config, "ablation"), args.overrides)
     root.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -91,14 +92,6 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
         raise UsageError(f"--shard must be I/N with I from 0 to N - 1, got {text!r}: write e.g. --shard 0/2")
     return int(index), int(shards)
-
-
-def _study_file(name: str) -> Path:
-    """A path as it stands; a bare name means a file of configs/ablation, which an installed wheel holds too."""
-    from qwen3_jax.paths import configs_path
-
-    named = configs_path() / "ablation" / f"{name}.yaml"
-    return named if not Path(name).exists() and named.is_file() else Path(name)
 
 
 def _progress(line: str) -> None:

@@ -68,9 +68,9 @@ def _steps(text: str) -> tuple[int, ...]:
     return int(first), int(last)
 
 
-def config_file(name: str) -> Path:
-    """A path as it stands; a bare name means a file of configs/train, which an installed wheel holds too."""
+def config_file(name: str, folder: str = "train") -> Path:
+    """A path as it stands; a bare name means a file of configs/FOLDER, which an installed wheel holds too."""
     from qwen3_jax.paths import configs_path
 
-    named = configs_path() / "train" / f"{name}.yaml"
+    named = configs_path() / folder / f"{name}.yaml"
     return named if not Path(name).exists() and named.is_file() else Path(name)

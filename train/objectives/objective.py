@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @flax.struct.dataclass
-class Report:
+class Losses:
     """What a batch's losses were.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Sums(NamedTuple):
 
 def objective(
     model: Qwen3, params: Any, batch: Batch, config: LossConfig, micro_batches: int = 1, num_domains: int = 1
-) -> tuple[Float[Array, ""], Report]:
+) -> tuple[Float[Array, ""], Losses]:
     """The value to minimise: means over the counted tokens of the whole batch, not means of micro-batches' means.
 
     Args:
@@ -89,7 +89,7 @@ def objective(
         sums, rows = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, parts)
     balance = _added_balance(model, rows, counted, config) if rows else None
     value = sums.objective if balance is None else sums.objective + balance
-    return value, _report(sums, balance, batch, config, num_domains)
+    return value, _losses(sums, balance, batch, config, num_domains)
 
 
 def gradients(
@@ -100,7 +100,7 @@ def gradients(
     micro_batches: int = 1,
     num_domains: int = 1,
     frozen: Any = None,
-) -> tuple[Report, Any]:
+) -> tuple[Losses, Any]:
     """The gradient of `objective` with respect to `params`; the arguments are the same.
 
     Args:
@@ -134,7 +134,7 @@ def gradients(
     ((sums, balance), grads), _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None), start, parts
     )
-    return _report(sums, balance, batch, config, num_domains), grads
+    return _losses(sums, balance, batch, config, num_domains), grads
 
 
 def domain_losses(
@@ -232,11 +232,11 @@ def _forward(
     return sums, out.router_rows if _balanced(model, config) else ()
 
 
-def _report(
+def _losses(
     sums: _Sums, balance: Float[Array, ""] | None, batch: Batch, config: LossConfig, num_domains: int
-) -> Report:
+) -> Losses:
     counted, per_token = batch.loss_mask.astype(jnp.float32), _per_token(batch)
-    return Report(
+    return Losses(
         loss=sums.loss * per_token,
         tokens=jnp.sum(counted),
         balance_loss=balance,
