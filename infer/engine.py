@@ -34,6 +34,7 @@ from qwen3_jax.infer.decode import (
 )
 from qwen3_jax.infer.rows import Row, plain_row
 from qwen3_jax.infer.sampling_params import NOWHERE, sampling_params
+from qwen3_jax.network.buckets import CACHE_QUANTUM, PREFILL_CHUNK, prompt_bucket, round_up
 from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params, layout_of
@@ -41,9 +42,6 @@ from qwen3_jax.sharding import axes_of, mesh_size, named_sharding, replicate
 from qwen3_jax.sharding.launch.processes import put
 from qwen3_jax.text.tokenizer import Tokenizer
 
-_SMALLEST_BUCKET = 16
-_PREFILL_CHUNK = 512  # longer prompts are fed in pieces of this many tokens
-CACHE_QUANTUM = 256  # cache capacities are multiples of this
 _HEADROOM = 128  # slots for new tokens that a new cache has at least
 CLOSING_BUCKET = 32  # the stop-thinking text is padded to a multiple of this
 ENDS_BUCKET = 8  # and the end tokens to a multiple of this
@@ -113,7 +111,7 @@ class Engine:
             tokens[index, bucket - len(row.tokens) :] = row.tokens
             real[index, bucket - len(row.tokens) :] = True
         cache = self._empty_cache(batch, round_up(bucket + _HEADROOM, CACHE_QUANTUM), lock_step=True)
-        chunk = min(bucket, _PREFILL_CHUNK)  # long prompts in chunks, so that few shapes are compiled
+        chunk = min(bucket, PREFILL_CHUNK)  # long prompts in chunks, so that few shapes are compiled
         for begin in range(0, bucket, chunk):
             part = slice(begin, begin + chunk)
             fed = replicate((tokens[:, part], real[:, part]), self.mesh)
@@ -215,20 +213,3 @@ def _row_key(row: Row) -> Array:
     key = jax.random.key(np.uint32(row.config.seed))
     key = key if row.fold is None else jax.random.fold_in(key, row.fold)
     return jax.random.fold_in(key, np.uint32(_ANSWERS - row.answer)) if row.answer else key
-
-
-def prompt_bucket(length: int) -> int:
-    """Length a prompt is padded to: a power of two up to the prefill chunk, then a multiple of it.
-
-    In: 5, 16, 17, 512, 513      Out: 16, 16, 32, 512, 1024
-    """
-    if length > _PREFILL_CHUNK:
-        return round_up(length, _PREFILL_CHUNK)
-    bucket = _SMALLEST_BUCKET
-    while bucket < length:
-        bucket *= 2
-    return bucket
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

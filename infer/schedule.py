@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from qwen3_jax.infer.decode import DecodeState, StepOutput
-from qwen3_jax.infer.engine import CACHE_QUANTUM, Engine, prompt_bucket, round_up
+from qwen3_jax.infer.engine import Engine
 from qwen3_jax.infer.rows import Row
+from qwen3_jax.network.buckets import CACHE_QUANTUM, prompt_bucket, round_up
 
 _PREFILL_ROWS = 8  # admitted by one prefill where so many slots are free
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3_jax.infer.config import GenerationConfig
 from qwen3_jax.infer.decode import TRACES
-from qwen3_jax.infer.engine import prompt_bucket, round_up
 from qwen3_jax.infer.rows import prepare
 from qwen3_jax.kernels.cross_entropy import token_losses
+from qwen3_jax.network.buckets import prompt_bucket, round_up
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params
 from qwen3_jax.sharding import axes_of, mesh_of, mesh_size, replicate, under_mesh

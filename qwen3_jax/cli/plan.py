@@ -113,7 +113,7 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
 
     from qwen3_jax.cli.options import read_mesh
     from qwen3_jax.config import ModelConfig
-    from qwen3_jax.infer.plan import plan_decode, plan_prefill
+    from qwen3_jax.infer.ahead_of_time import plan_decode, plan_prefill
     from qwen3_jax.plans.report import Request, describe
     from qwen3_jax.sharding.ahead_of_time.topology import parse_topology, topology_devices
     from qwen3_jax.train.step import plan_run, plan_train

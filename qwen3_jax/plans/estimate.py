@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.network.buckets import PREFILL_CHUNK
 from qwen3_jax.parameters.specs import global_specs, layer_specs
 from qwen3_jax.plans.flops import Mode, experts_met
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of
 
 _WIDE, _NARROW = 4, 2  # bytes of float32 and bfloat16
 _LOSS_CHUNK = 2048  # tokens of a device whose logits exist at once while training
-_PREFILL_CHUNK = 512
 _FEW_ROWS = 16  # rows an expert gets on average, up to which tokens are gathered and not sent
 
 Key = tuple[str, tuple[str, ...]]  # kind and mesh axes
@@ -93,7 +93,7 @@ def estimate(
     """
     if mode == "train":
         return _train(config, shards(sizes, batch_size, sequence_length, rules))
-    chunk = min(sequence_length, _PREFILL_CHUNK) if mode == "prefill" else 1
+    chunk = min(sequence_length, PREFILL_CHUNK) if mode == "prefill" else 1
     calls = -(-sequence_length // chunk) if mode == "prefill" else 1
     return _infer(config, shards(sizes, batch_size, chunk, rules), sequence_length, calls)
 

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Literal
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.parameters.specs import layer_specs, num_parameters
+from qwen3_jax.parameters.specs import layer_specs
 
 Mode = Literal["train", "prefill", "decode"]
 MODES: tuple[Mode, ...] = ("train", "prefill", "decode")
@@ -98,15 +98,3 @@ def experts_met(config: ModelConfig, tokens: int) -> float:
     In: 128 experts, 8 a token, 1 token     Out: 8
     """
     return config.num_experts * (1 - (1 - config.num_experts_per_tok / config.num_experts) ** tokens)
-
-
-def weights_read(config: ModelConfig, tokens: int) -> float:
-    """Parameters that a forward pass of `tokens` tokens reads: all but the experts that nobody goes to, and but the
-    rows of the embedding that nobody asks for."""
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    total = num_parameters(config) - embedding
-    for sparse, length in config.segments:
-        if sparse:
-            experts = 3 * config.num_experts * config.moe_intermediate_size * config.hidden_size
-            total -= int(length * experts * (1 - experts_met(config, tokens) / config.num_experts))
-    return total

@@ -12,8 +12,9 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 from qwen3_jax.infer import GenerationConfig, generate, stream
 from qwen3_jax.infer.decode import TRACES
-from qwen3_jax.infer.engine import Engine, prompt_bucket
+from qwen3_jax.infer.engine import Engine
 from qwen3_jax.infer.rows import prepare
+from qwen3_jax.network.buckets import prompt_bucket
 from qwen3_jax.network.cache import grow_cache
 from qwen3_jax.parameters.specs import restack
 from qwen3_jax.text.tokenizer import load_tokenizer

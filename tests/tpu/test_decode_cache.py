@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qwen3_jax.infer.plan import plan_decode
+from qwen3_jax.infer.ahead_of_time import plan_decode
 from qwen3_jax.network.cache import buffer_axes
 from qwen3_jax.parameters.placement import place
 from qwen3_jax.sharding import DEFAULT_RULES, MeshConfig, named_sharding

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_jax.infer.plan import plan_decode
+from qwen3_jax.infer.ahead_of_time import plan_decode
 from qwen3_jax.sharding import DEFAULT_RULES
 from qwen3_jax.train.step import plan_train
 from tests.tiny import dense_config, moe_config

@@ -87,18 +87,6 @@ def count_tokens(documents: Iterable[tuple[Labels, int]], by: Sequence[str]) -> 
     return dict(sorted(counts.items()))
 
 
-def marginal(counts: Mapping[Combination, int], by: Sequence[str], label: str) -> dict[Combination, int]:
-    """Tokens by one label alone.
-
-    In: {("en", "math"): 3, ("zh", "math"): 4}, ("language", "domain"), "domain"      Out: {("math",): 7}
-    """
-    at = list(by).index(label)
-    result: collections.Counter[Combination] = collections.Counter()
-    for values, tokens in counts.items():
-        result[(values[at],)] += tokens
-    return dict(result)
-
-
 def by_value(counts: Mapping[str, int]) -> dict[Combination, int]:
     """Counts by the values of one label, as counts by combination. In: {"en": 3}      Out: {("en",): 3}"""
     return {(value,): count for value, count in counts.items()}

@@ -9,7 +9,6 @@ from qwen3_jax.train.mixture.labels import (
     as_weights,
     combination,
     count_tokens,
-    marginal,
     share_rows,
     share_table,
     shares_of,
@@ -29,7 +28,6 @@ DOCUMENTS = [
 def test_tokens_are_counted_by_combination() -> None:
     counts = count_tokens(DOCUMENTS, BY)
     assert counts == {("", "code"): 10, ("en", "math"): 40, ("zh", "math"): 50}
-    assert marginal(counts, BY, "domain") == {("code",): 10, ("math",): 90}
     assert shares_of(counts) == {("", "code"): 0.1, ("en", "math"): 0.4, ("zh", "math"): 0.5}
     assert combination({"domain": "math"}, ("domain", "quality")) == ("math", "")
     with pytest.raises(ValueError, match="there must be tokens"):

@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.infer.decode import WIDE, DecodeState, decode, prefill
-from qwen3_jax.infer.engine import plain_state, prompt_bucket
+from qwen3_jax.infer.engine import plain_state
 from qwen3_jax.infer.generate import STEPS
+from qwen3_jax.network.buckets import prompt_bucket
 from qwen3_jax.network.cache import abstract_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.placement import place
