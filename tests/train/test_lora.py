@@ -17,7 +17,7 @@ from qwen3_jax.train.state import init_state, joined, state_shardings
 from qwen3_jax.train.step import make_model, make_step
 from tests.qwen3_jax.checkpoints.written import write_checkpoint
 from tests.tiny import dense_config, random_params
-from tests.train.batches import batch_loss, put_batch
+from tests.train.batches import batch_loss, put_batch, three_steps
 from tests.train.test_sharded import packed_batch, relative
 
 ARCHITECTURE = dense_config()
@@ -61,12 +61,8 @@ def test_a_mesh_trains_the_adapters_as_one_device_does() -> None:
         with jax.set_mesh(mesh) if mesh is not None else jax.default_device(None):
             model, state = begun(config, mesh)
             step = make_step(model, config, mesh)
-            losses, moments = [], None
-            for _ in range(3):
-                state, metrics = step(state, put_batch(batch, mesh, model.placement.rules))
-                losses.append(float(metrics.loss))
-                moments = moments or jax.tree.map(np.asarray, (state.opt_state[1][0].mu, state.opt_state[1][0].nu))
-        runs.append((losses, moments))
+            state, *numbers = three_steps(step, state, put_batch(batch, mesh, model.placement.rules))
+        runs.append(numbers)
     np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-5)
     assert relative(runs[1][1], runs[0][1]) < 1e-5
     assert runs[0][0][2] < runs[0][0][0]

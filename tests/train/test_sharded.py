@@ -16,7 +16,7 @@ from qwen3_jax.train.parsing import parse
 from qwen3_jax.train.state import init_state, state_shardings
 from qwen3_jax.train.step import make_model, make_step
 from tests.tiny import dense_config, moe_config, random_params
-from tests.train.batches import batch_loss, put_batch
+from tests.train.batches import batch_loss, put_batch, three_steps
 
 MESHES = {
     "fsdp": {"fsdp": 8},
@@ -104,12 +104,8 @@ def test_three_steps_are_those_of_one_device(architecture: str) -> None:
         model = make_model(config, mesh)
         state, step = init_state(model, config, mesh), make_step(model, config, mesh)
         with jax.set_mesh(mesh) if mesh is not None else jax.default_device(None):
-            losses, moments = [], None
-            for _ in range(3):
-                state, metrics = step(state, put_batch(batch, mesh, model.placement.rules))
-                losses.append(float(metrics.loss))
-                moments = moments or jax.tree.map(np.asarray, (state.opt_state[1][0].mu, state.opt_state[1][0].nu))
-        runs.append((losses, moments))
+            state, *numbers = three_steps(step, state, put_batch(batch, mesh, model.placement.rules))
+        runs.append(numbers)
     np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-5)
     assert relative(runs[1][1], runs[0][1]) < 1e-5
     kernel = state.opt_state[1][0].mu["segments_0"]["q_proj"]
