@@ -21,8 +21,7 @@ from qwen3_jax.infer.text import RowText
 from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params, layout_of
-from qwen3_jax.sharding import axes_of, mesh_of, mesh_size, named_sharding, replicate, under_mesh
-from qwen3_jax.sharding.launch.processes import put
+from qwen3_jax.sharding import axes_of, mesh_of, mesh_size, named_sharding, put, replicate, under_mesh
 from qwen3_jax.text.tokenizer import Tokenizer
 
 _SMALLEST_BUCKET = 16

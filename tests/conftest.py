@@ -1,5 +1,6 @@
 """Strict settings of every test: no silent rank or dtype promotion, eight devices, warnings are errors, no network."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,14 @@ from tests import support
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed():
+    """Compiled programs (and what their traces hold) go with their file: kept, they add up to gigabytes in a worker."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.checkpoints.files import read_entries
-from qwen3_jax.checkpoints.save import write_json
+from qwen3_jax.checkpoints.staging import write_json
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.adapters import Lora, make_lora, with_adapters
 from qwen3_jax.train.settings import LoraConfig

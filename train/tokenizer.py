@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen3_jax.checkpoints.save import staged
+from qwen3_jax.checkpoints.staging import staged
 from qwen3_jax.paths import pocket_path
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from qwen3_jax.train.config import TrainConfig

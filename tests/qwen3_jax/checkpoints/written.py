@@ -10,7 +10,8 @@ import numpy as np
 
 from qwen3_jax.checkpoints.names import expected_shapes
 from qwen3_jax.checkpoints.safetensors import PendingTensor, write_sharded
-from qwen3_jax.checkpoints.save import config_json, write_json
+from qwen3_jax.checkpoints.save import config_json
+from qwen3_jax.checkpoints.staging import write_json
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generation_defaults import GenerationDefaults
 
