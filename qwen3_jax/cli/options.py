@@ -10,19 +10,18 @@ from qwen3_jax.cli.arguments import Parser, UsageError, number, whole_number
 
 def add_model_options(parser: Parser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--model",
         metavar="PATH_OR_HUB_ID",
         help="a directory in Hugging Face form, or an id of the hub; without it, the embedded pocket model",
     )
-    group.add_argument(
+    add(
         "--dtype",
         metavar="NAME",
         help="bfloat16, float32 or float16, of parameters and activations (bfloat16; float32 for the pocket model)",
     )
-    group.add_argument(
-        "--adapter", metavar="PATH_OR_HUB_ID", help="low-rank adapters in PEFT's format, merged into the model"
-    )
+    add("--adapter", metavar="PATH_OR_HUB_ID", help="low-rank adapters in PEFT's format, merged into the model")
     add_mesh_option(group)
 
 
@@ -58,17 +57,12 @@ def add_process_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "processes", "Many hosts run the same command. Found without flags on TPU pods, GKE, Slurm and SkyPilot."
     )
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="process 0 and a free port of it (JAX_COORDINATOR_ADDRESS)"
-    )
-    group.add_argument("--num-processes", type=whole_number, metavar="N", help="of the whole job (JAX_NUM_PROCESSES)")
-    group.add_argument("--process-id", type=whole_number, metavar="I", help="of this one, from 0 (JAX_PROCESS_ID)")
-    group.add_argument(
-        "--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)"
-    )
-    group.add_argument(
-        "--heartbeat-timeout", type=number, metavar="SECONDS", help="when a silent process counts as dead (100)"
-    )
+    add = group.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="process 0 and a free port of it (JAX_COORDINATOR_ADDRESS)")
+    add("--num-processes", type=whole_number, metavar="N", help="of the whole job (JAX_NUM_PROCESSES)")
+    add("--process-id", type=whole_number, metavar="I", help="of this one, from 0 (JAX_PROCESS_ID)")
+    add("--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)")
+    add("--heartbeat-timeout", type=number, metavar="SECONDS", help="when a silent process counts as dead (100)")
 
 
 def start_processes(args: argparse.Namespace) -> None:
@@ -101,20 +95,19 @@ def stay_alone(command: str) -> None:
 def add_generation_options(parser: Parser) -> None:
     """One flag for each field of `infer.GenerationConfig`, named as the field is."""
     mode = parser.add_argument_group("thinking")
+    add = mode.add_argument
     switch = mode.add_mutually_exclusive_group()
     switch.add_argument("--thinking", dest="enable_thinking", action="store_true", default=None, help="the default")
     switch.add_argument(
         "--no-thinking", dest="enable_thinking", action="store_false", default=None, help="the hard switch"
     )
-    mode.add_argument(
-        "--thinking-budget", type=whole_number, metavar="N", help="most tokens to think; 0 for none (no limit)"
-    )
-    mode.add_argument(
+    add("--thinking-budget", type=whole_number, metavar="N", help="most tokens to think; 0 for none (no limit)")
+    add(
         "--stop-thinking-text",
         metavar="TEXT",
         help='what is written at the budget: "documentation" (the default), "paper", or a text of your own',
     )
-    mode.add_argument(
+    add(
         "--show-thinking",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -123,18 +116,15 @@ def add_generation_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "sampling", "Without a flag: the checkpoint's generation_config.json, else what the model cards recommend."
     )
-    group.add_argument(
-        "--max-new-tokens", type=whole_number, metavar="N", help="most tokens of thinking and answer (32768 + budget)"
-    )
-    group.add_argument("--temperature", type=number, metavar="X", help="0 is greedy (0.6 thinking, 0.7 not)")
-    group.add_argument("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
-    group.add_argument("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
-    group.add_argument("--min-p", type=number, metavar="X", help="0 to 1 (0)")
-    group.add_argument("--presence-penalty", type=number, metavar="X", help="-2 to 2 (0)")
-    group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
-    group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times"
-    )
+    add = group.add_argument
+    add("--max-new-tokens", type=whole_number, metavar="N", help="most tokens of thinking and answer (32768 + budget)")
+    add("--temperature", type=number, metavar="X", help="0 is greedy (0.6 thinking, 0.7 not)")
+    add("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
+    add("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
+    add("--min-p", type=number, metavar="X", help="0 to 1 (0)")
+    add("--presence-penalty", type=number, metavar="X", help="-2 to 2 (0)")
+    add("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
+    add("--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times")
 
 
 def generation_values(args: argparse.Namespace) -> dict[str, object]:

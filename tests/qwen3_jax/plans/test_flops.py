@@ -11,7 +11,6 @@ from qwen3_jax.plans.flops import (
     head_parameters,
     layer_matrix_parameters,
     step_flops,
-    weights_read,
 )
 from qwen3_jax.plans.search import legal_meshes
 from qwen3_jax.releases import load_model_config
@@ -83,9 +82,6 @@ def test_experts_met():
     config = load_model_config("qwen3-30b-a3b")
     assert experts_met(config, 1) == pytest.approx(8)
     assert 127 < experts_met(config, 128) < 128
-    dense = load_model_config("qwen3-8b")
-    assert weights_read(dense, 1) == num_parameters(dense) - 151936 * 4096
-    assert weights_read(config, 1) == pytest.approx(num_parameters(config, active=True) - 151936 * 2048, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", HYBRID)
