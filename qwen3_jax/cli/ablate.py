@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.cli.arguments import Parser, UsageError
+from qwen3_jax.cli.options import config_file
 
 _EPILOG = """\
 Every run is a process of its own, so that one that crashes or diverges is a result. The same command given again goes
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.train.ablate.page import put_on_page
     from qwen3_jax.train.ablate.plots import write_plots
 
-    study = load_study(_study_file(args.config), args.overrides)
+    study = load_study(config_file("ablation", args.config), args.overrides)
     root.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -83,22 +84,14 @@ def _run_dir(args: argparse.Namespace) -> Path:
 def _shard(text: str | None) -> tuple[int, int]:
     """In: "1/4"     Out: (1, 4); without a flag, this process's place among those of its job."""
     if text is None:
-        from qwen3_jax.sharding.launch.distributed import here
+        from qwen3_jax.sharding.launch.distributed import own_cluster
 
-        cluster = here()
+        cluster = own_cluster()
         return (0, 1) if cluster is None else (cluster.process_id, cluster.num_processes)
     index, _, shards = text.partition("/")
     if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
         raise UsageError(f"--shard must be I/N with I from 0 to N - 1, got {text!r}: write e.g. --shard 0/2")
     return int(index), int(shards)
-
-
-def _study_file(name: str) -> Path:
-    """A path as it stands; a bare name means a file of configs/ablation, which an installed wheel holds too."""
-    from qwen3_jax.paths import configs_path
-
-    named = configs_path() / "ablation" / f"{name}.yaml"
-    return named if not Path(name).exists() and named.is_file() else Path(name)
 
 
 def _progress(line: str) -> None:

@@ -33,6 +33,14 @@ def add_mesh_option(group: Any) -> None:
     )
 
 
+def config_file(folder: str, name: str) -> Path:
+    """A path as it stands; a bare name means a file of configs/`folder`, which an installed wheel holds too."""
+    from qwen3_jax.paths import configs_path
+
+    named = configs_path() / folder / f"{name}.yaml"
+    return named if not Path(name).exists() and named.is_file() else Path(name)
+
+
 def read_mesh(text: str | None) -> Any:
     """The `sharding.MeshConfig` of `--mesh`; None without one. A bare name means a file of configs/mesh.
 
@@ -42,15 +50,13 @@ def read_mesh(text: str | None) -> Any:
     from qwen3_jax.paths import configs_path
     from qwen3_jax.sharding import parse_mesh
 
-    if text is None:
-        return None
-    if "=" in text or Path(text).exists():
-        return parse_mesh(text)
-    named = configs_path() / "mesh" / f"{text}.yaml"
-    if not named.is_file():
-        names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
+    if text is None or "=" in text:
+        return None if text is None else parse_mesh(text)
+    path = config_file("mesh", text)
+    if not path.exists():
+        names = ", ".join(sorted(path.stem for path in (configs_path() / "mesh").glob("*.yaml")))
         raise FileNotFoundError(f"--mesh must be sizes (fsdp=8,tensor=2), a YAML file or one of {names}, got {text}")
-    return parse_mesh(str(named))
+    return parse_mesh(str(path))
 
 
 def add_process_options(parser: Parser) -> None:
@@ -82,9 +88,9 @@ def stay_alone(command: str) -> None:
     Raises:
       UsageError: it is one of many.
     """
-    from qwen3_jax.sharding.launch.distributed import here
+    from qwen3_jax.sharding.launch.distributed import own_cluster
 
-    cluster = here()
+    cluster = own_cluster()
     if cluster is not None:
         raise UsageError(
             f"{command} runs in one process, got one of {cluster.num_processes} ({cluster.kind}): use qwen3-jax "

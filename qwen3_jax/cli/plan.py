@@ -27,7 +27,10 @@ examples:
 def parser() -> Parser:
     """The arguments of this command."""
     result = Parser(
-        "plan", "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.", _EPILOG
+        "plan",
+        "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.",
+        _EPILOG,
+        json=True,
     )
     add = result.add_argument
     add(
@@ -52,7 +55,6 @@ def parser() -> Parser:
     add("--sequence-length", type=whole_number, metavar="N", help="of a row; decoding: of the cache")
     add("--batch-size", type=whole_number, metavar="N", help="sequences, over all chips")
     add("--search", action="store_true", help=f"try all legal meshes by arithmetic, compile the best {_FINALISTS}")
-    add("--json", action="store_true", help="one JSON object instead of text")
     result.set_defaults(train=None)
     return result
 
@@ -93,10 +95,10 @@ def _take_config(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} must be left out with --config, got both: the file says it, or key=value")
     if args.search or args.mode not in (None, "train"):
         raise UsageError("--config must go with --mode train and a mesh, got another mode or --search: plan by --model")
-    from qwen3_jax.cli.train import config_file
+    from qwen3_jax.cli.options import config_file
     from qwen3_jax.train import load_config
 
-    train = load_config(config_file(args.config), args.overrides)
+    train = load_config(config_file("train", args.config), args.overrides)
     if train.remat != "full":
         warnings.warn(f"FLOPs and the bound are those of remat: full, the file says {train.remat}", stacklevel=1)
     args.train, args.mode, args.model = train, "train", args.config

@@ -16,7 +16,7 @@ examples:
 
 def parser() -> Parser:
     """The arguments of this command."""
-    result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG)
+    result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG, json=True)
     add = result.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")
     add("--tokenizer", metavar="PATH", required=True, help="a directory with tokenizer.json")
@@ -28,7 +28,6 @@ def parser() -> Parser:
     add("--label", metavar="NAME", action="append", default=[], help="a field that is a label; repeat it")
     add("--shard-records", metavar="N", type=int, default=10_000, help="input records a shard (10000)")
     add("--workers", metavar="N", type=int, default=2, help="threads (2)")
-    add("--json", action="store_true", help="one JSON object instead of text")
     return result
 
 
