@@ -38,8 +38,7 @@ from qwen3_jax.network.buckets import CACHE_QUANTUM, PREFILL_CHUNK, prompt_bucke
 from qwen3_jax.network.cache import KVCache, grow_cache, init_cache
 from qwen3_jax.network.model import Qwen3
 from qwen3_jax.parameters.specs import Params, layout_of
-from qwen3_jax.sharding import axes_of, mesh_size, named_sharding, replicate
-from qwen3_jax.sharding.launch.processes import put
+from qwen3_jax.sharding import axes_of, mesh_size, named_sharding, put, replicate
 from qwen3_jax.text.tokenizer import Tokenizer
 
 _HEADROOM = 128  # slots for new tokens that a new cache has at least

@@ -8,6 +8,7 @@ from qwen3_jax.sharding.constrain import gather_weight as gather_weight
 from qwen3_jax.sharding.constrain import mesh_of as mesh_of
 from qwen3_jax.sharding.constrain import mesh_size as mesh_size
 from qwen3_jax.sharding.constrain import named_sharding as named_sharding
+from qwen3_jax.sharding.constrain import put as put
 from qwen3_jax.sharding.constrain import replicate as replicate
 from qwen3_jax.sharding.constrain import row_major as row_major
 from qwen3_jax.sharding.constrain import spec_of as spec_of

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from qwen3_jax.sharding.launch.processes import put
 from qwen3_jax.sharding.rules import DEFAULT_RULES, GATHERED, MESH_AXES, Rules, axes_of, logical_to_spec
 
 T = TypeVar("T")
@@ -110,6 +110,16 @@ def mesh_of(tree: Any) -> Mesh | None:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             return sharding.mesh
     return None
+
+
+def put(x: Any, sharding: NamedSharding | None) -> Array:
+    """A host array, the same on every process, laid out over the devices of all; each process sends its own parts."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda region: host[region])
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:

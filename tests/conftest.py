@@ -1,5 +1,6 @@
 """Strict settings of every test: no silent rank or dtype promotion, eight devices, warnings are errors, no network."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -27,10 +28,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _free_what_was_compiled() -> Iterator[None]:
-    """A worker of the suite runs tens of files; the programs of all of them took over 4 GB."""
+def _programs_are_freed() -> Iterator[None]:
+    """Compiled programs (and what their traces hold) go with their file: kept, they add up to gigabytes in a worker."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

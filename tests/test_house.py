@@ -58,31 +58,43 @@ def test_imports_point_one_way_and_nothing_imports_the_command_line(path):
         assert not [name for name in imports_of(path) if name.startswith("qwen3_jax.cli")]
 
 
-# Rooms of `qwen3_jax`, from the ground up: a room imports itself and those below it, and no neighbor of its own floor.
-FLOORS = [
-    ["config", "config_json", "files", "releases", "paths", "generation_defaults", "compile_cache", "text"],
-    ["parameters", "kernels"],
-    ["experts"],
-    ["network"],
-    ["checkpoints", "plans"],
-    ["cli"],
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# Rooms of a package, from the ground up: a room imports itself and those below it, and no neighbor of its own floor
+# (but on the ground floor).
+FLOORS = {
+    "qwen3_jax": [
+        ["config", "config_json", "files", "releases", "paths", "generation_defaults", "compile_cache", "text"],
+        ["parameters", "kernels"],
+        ["experts"],
+        ["network"],
+        ["checkpoints", "plans"],
+        ["cli"],
+    ],
+    "qwen3_jax.sharding": [["rules", "platforms"], ["mesh", "constrain", "collectives"], ["ahead_of_time", "launch"]],
+}
 
 
-def test_no_arrow_runs_up_between_the_rooms():
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_arrow_runs_up_between_the_rooms(package):
+    home = REPO / package.rpartition(".")[2]
+    floor = {room: number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
     up = []
-    for path in (path for path in MODULES if path.is_relative_to(REPO / "qwen3_jax")):
-        room = path.relative_to(REPO / "qwen3_jax").parts[0].removesuffix(".py")
+    for path in (path for path in MODULES if path.is_relative_to(home)):
+        room = path.relative_to(home).parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        for name in imports_of(path):
-            target = name.split(".")[1] if name.startswith("qwen3_jax.") else None
-            known = target is not None and FLOOR.get(target) is not None
-            beside = known and FLOOR[target] == FLOOR[room] > 0 and target != room
-            if known and (FLOOR[target] > FLOOR[room] or beside):
+        assert room in floor, f"{name_of(path)}: which floor is it on?"
+        for name in (name for name in imports_of(path) if name.startswith(f"{package}.")):
+            target = name.removeprefix(f"{package}.").split(".")[0]
+            beside = target != room and floor.get(target) == floor[room] > 0
+            if floor.get(target, 0) > floor[room] or beside:
                 up.append(f"{name_of(path)} imports {name}")
     assert up == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_file_over_300_lines_gives_its_reason_in_its_first_line(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 300 or "300 lines" in lines[0], f"{len(lines)} lines, and the first one does not say why"
 
 
 def test_the_tree_names_its_concepts():

@@ -10,8 +10,7 @@ import jax
 import pytest
 import yaml
 
-from qwen3_jax.cli.options import read_mesh
-from qwen3_jax.cli.train import config_file
+from qwen3_jax.cli.options import config_file, read_mesh
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.placement import place
 from qwen3_jax.releases import load_model_config
@@ -72,7 +71,7 @@ def abstract(sizes: dict[str, int]) -> jax.sharding.AbstractMesh:
 
 def check_training(args, devices: int, hosts: int) -> None:
     """The configuration, with what replaces its values, lies on so many devices."""
-    config = load_config(config_file(args.config), args.overrides)
+    config = load_config(config_file("train", args.config), args.overrides)
     mesh = config.mesh if args.mesh is None else read_mesh(args.mesh)
     sizes = mesh.resolve(devices)
     placement = place(ModelConfig.from_hf(config.model), abstract(sizes), mesh.table)

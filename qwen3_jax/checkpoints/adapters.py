@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qwen3_jax.checkpoints.files import resolve_checkpoint
+from qwen3_jax.checkpoints.host_copy import pending_tensors
 from qwen3_jax.checkpoints.names import compare_tensors, leaves
 from qwen3_jax.checkpoints.safetensors import PendingTensor, TensorEntry, read_blocks, read_header, write_file
-from qwen3_jax.checkpoints.save import pending_tensors, save_tensors, staged
+from qwen3_jax.checkpoints.save import save_tensors
+from qwen3_jax.checkpoints.staging import staged
 from qwen3_jax.checkpoints.stream import load_parameters
 from qwen3_jax.config import ModelConfig, read_json_object
 from qwen3_jax.files import write_json

@@ -13,7 +13,8 @@ from qwen3_jax.checkpoints.files import read_entries, resolve_checkpoint
 from qwen3_jax.checkpoints.load import check_tied, parse_dtype
 from qwen3_jax.checkpoints.names import check_tensors, expected_shapes
 from qwen3_jax.checkpoints.safetensors import PendingTensor, TensorEntry, read_blocks, write_sharded
-from qwen3_jax.checkpoints.save import parse_size, staged
+from qwen3_jax.checkpoints.save import parse_size
+from qwen3_jax.checkpoints.staging import staged
 from qwen3_jax.config import ModelConfig, read_json_object
 from qwen3_jax.files import write_json
 

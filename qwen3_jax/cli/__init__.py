@@ -31,6 +31,19 @@ COMMANDS = {
     "plan": "what a model needs on a TPU slice, compiled without the slice",
 }
 
+_OVERVIEW = """\
+usage: qwen3-jax COMMAND ...
+
+Qwen3 in JAX: run, look into, convert and train checkpoints in Hugging Face form.
+
+{commands}
+
+qwen3-jax COMMAND --help lists what a command takes; with --debug it shows the traceback of an error.
+Without --model, the embedded pocket model answers. qwen3-jax --version names the version.
+
+Compiled programs are kept in the user's cache directory, so that a second start is quick;
+QWEN3_JAX_COMPILATION_CACHE_DIR moves them (or turns this off: off)."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
@@ -43,7 +56,7 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(f"a command is needed, got none: choose one of {', '.join(COMMANDS)} (see qwen3-jax --help)")
     name, *rest = arguments
     if name in ("-h", "--help"):
-        print(_overview())
+        print(_OVERVIEW.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())))
         return 0
     if name == "--version":
         print(f"qwen3-jax {importlib.metadata.version('qwen3-jax')}")
@@ -56,22 +69,3 @@ def _run(arguments: list[str]) -> int:
     command = importlib.import_module(f"qwen3_jax.cli.{name}")
     status: int = command.run(command.parser().parse(rest))
     return status
-
-
-def _overview() -> str:
-    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: qwen3-jax COMMAND ...",
-            "",
-            "Qwen3 in JAX: run, look into, convert and train checkpoints in Hugging Face form.",
-            "",
-            *lines,
-            "",
-            "qwen3-jax COMMAND --help lists what a command takes; with --debug it shows the traceback of an error.",
-            "Without --model, the embedded pocket model answers. qwen3-jax --version names the version.",
-            "",
-            "Compiled programs are kept in the user's cache directory, so that a second start is quick;",
-            "QWEN3_JAX_COMPILATION_CACHE_DIR moves them (or turns this off: off).",
-        ]
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_jax.cli.arguments import Parser, UsageError
+from qwen3_jax.cli.options import config_file
 
 _EPILOG = """\
 Every run is a process of its own, so that one that crashes or diverges is a result. The same command given again goes
@@ -45,12 +46,11 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
 
     from qwen3_jax.cli.common import print_json
-    from qwen3_jax.cli.train import config_file
     from qwen3_jax.train.ablate import Stopped, load_study, run_study, tabulate, write_table
     from qwen3_jax.train.ablate.plots import write_plots
     from qwen3_jax.train.ablate.table import put_on_page
 
-    study = load_study(config_file(args.config, "ablation"), args.overrides)
+    study = load_study(config_file("ablation", args.config), args.overrides)
     root.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -84,9 +84,9 @@ def _run_dir(args: argparse.Namespace) -> Path:
 def _shard(text: str | None) -> tuple[int, int]:
     """In: "1/4"     Out: (1, 4); without a flag, this process's place among those of its job."""
     if text is None:
-        from qwen3_jax.sharding.launch.distributed import here
+        from qwen3_jax.sharding.launch.distributed import own_cluster
 
-        cluster = here()
+        cluster = own_cluster()
         return (0, 1) if cluster is None else (cluster.process_id, cluster.num_processes)
     index, _, shards = text.partition("/")
     if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):

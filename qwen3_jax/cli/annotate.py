@@ -25,14 +25,13 @@ examples:
 
 def parser() -> Parser:
     """The arguments of this command."""
-    result = Parser("annotate", "Gives labels to the examples of JSONL files.", _EPILOG)
+    result = Parser("annotate", "Gives labels to the examples of JSONL files.", _EPILOG, json=True)
     result.add_argument("inputs", metavar="INPUT", nargs="*", default=[], help="JSONL files")
     result.add_argument("--output", metavar="OUT", help="the JSONL file to write")
     result.add_argument("--annotator", action="append", metavar="NAME", help="may be given several times")
     result.add_argument("--field", metavar="NAME", default="text", help='of a record, that has its text ("text")')
     result.add_argument("--overwrite", action="store_true", help="replace labels that records have already")
     result.add_argument("--tokenizer", metavar="DIR", help="count its tokens too")
-    result.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     return result
 
 

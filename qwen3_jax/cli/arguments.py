@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     is refused instead of the last one winning.
     """
 
-    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, command: str, description: str, epilog: str, *, json: bool = False) -> None:
         super().__init__(
             prog=f"qwen3-jax {command}",
             description=description,
@@ -34,6 +34,8 @@ class Parser(argparse.ArgumentParser):
         )
         self.register("action", None, _StoreOnce)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if json:
+            self.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, or SystemExit(0) after --help.

@@ -21,7 +21,7 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _WarnOnce(warnings.showwarning)
+        warnings.showwarning = _warn_once(warnings.showwarning)
         try:
             status = action()
             sys.stdout.flush()
@@ -85,19 +85,18 @@ def say(line: str) -> None:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
 
 
-class _WarnOnce:
+def _warn_once(otherwise: Callable[..., None]) -> Callable[..., None]:
     """Shows a user's warning as one line, each text once; the others as they were."""
+    said: set[str] = set()
 
-    def __init__(self, otherwise: Callable[..., None]) -> None:
-        self._otherwise = otherwise
-        self._said: set[str] = set()
-
-    def __call__(self, message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, UserWarning):
-            self._otherwise(message, category, *where, **more)
-        elif str(message) not in self._said:
-            self._said.add(str(message))
+            otherwise(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
             say(f"warning: {message}")
+
+    return show
 
 
 def _silence_stdout() -> None:

@@ -163,7 +163,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
       ValueError: the conversation has outgrown the context, or the budget leaves no room; nothing is kept of the turn.
     """
     from qwen3_jax.cli.answers import AnswerWriter
-    from qwen3_jax.cli.common import patiently
+    from qwen3_jax.cli.common import with_spinner
     from qwen3_jax.infer import stream
 
     messages = conversation.messages_with(text)
@@ -175,7 +175,7 @@ def _answer(conversation: Conversation, model: Any, params: Any, text: str, show
     writer, result = AnswerWriter(show_thinking), None
     began = time.perf_counter()
     with _stoppable() as stop, contextlib.suppress(KeyboardInterrupt):
-        for piece in patiently(pieces):
+        for piece in with_spinner(pieces):
             writer.push(piece)
             result = piece.result
             if stop.is_set():

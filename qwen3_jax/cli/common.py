@@ -85,7 +85,7 @@ def load(opened: Opened, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params,
             f"--mesh must spread the model over the {jax.device_count()} devices of {jax.process_count()} processes, "
             "got none: add e.g. --mesh tensor=-1"
         )
-    with waiting(f"loading {opened.name}"):
+    with spinner(f"loading {opened.name}"):
         if mesh is None:
             model, params = from_pretrained(opened.directory, dtype=opened.dtype)
         else:
@@ -97,7 +97,7 @@ def load(opened: Opened, mesh: MeshConfig | None = None) -> tuple[Qwen3, Params,
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
+def spinner(what: str) -> Iterator[None]:
     """A spinner on a terminal's stderr, nothing elsewhere."""
     if sys.stderr.isatty():
         with Console(stderr=True).status(Text(f"{what} ...", style="dim"), refresh_per_second=4):
@@ -106,9 +106,9 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def patiently(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def with_spinner(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The same pieces, with a spinner on a terminal until the first one (the prompt is read, programs are compiled)."""
-    with waiting("reading the prompt"):
+    with spinner("reading the prompt"):
         first = next(pieces)
     yield first
     yield from pieces

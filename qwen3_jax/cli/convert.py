@@ -16,31 +16,33 @@ examples:
 def parser() -> Parser:
     """The arguments of this command."""
     result = Parser(
-        "convert", "Writes a checkpoint in another dtype, with other shard sizes, or with adapters merged.", _EPILOG
+        "convert",
+        "Writes a checkpoint in another dtype, with other shard sizes, or with adapters merged.",
+        _EPILOG,
+        json=True,
     )
     result.add_argument("source", metavar="SOURCE", help="a directory in Hugging Face form, or an id of the hub")
     result.add_argument("target", metavar="TARGET", help="the directory to write")
     result.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16 (each tensor's own)")
     result.add_argument("--adapter", metavar="PATH_OR_HUB_ID", help="adapters in PEFT's format to merge into it")
     result.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="such as 500MB or 2GiB (5GB)")
-    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return result
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from qwen3_jax.checkpoints.convert import convert
-    from qwen3_jax.cli.common import print_json, waiting
+    from qwen3_jax.cli.common import print_json, spinner
     from qwen3_jax.cli.inspect import size
 
-    with waiting(f"converting {args.source}"):
+    with spinner(f"converting {args.source}"):
         done = convert(
             args.source, args.target, dtype=args.dtype, max_shard_size=args.max_shard_size, adapter=args.adapter
         )
     if args.json:
         print_json(done)
     else:
-        files = done["files"] if isinstance(done["files"], int) else len(done["files"])
+        files = len(done["files"])
         print(
             f"{done['path']}: {done['tensors']} tensors, {size(done['bytes'])} in {done['dtype']}, "
             f"{files} file{'s' if files != 1 else ''}"

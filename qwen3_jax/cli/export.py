@@ -27,11 +27,11 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the directory and prints its path."""
-    from qwen3_jax.cli.common import waiting
+    from qwen3_jax.cli.common import spinner
     from qwen3_jax.train.run import export_step
 
     stay_alone("export")
-    with waiting(f"exporting {args.run_dir}"):
+    with spinner(f"exporting {args.run_dir}"):
         step = export_step(Path(args.run_dir), Path(args.target), args.step, read_mesh(args.mesh))
     print(f"{args.target}: the model after step {step}")
     return 0

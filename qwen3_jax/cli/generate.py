@@ -33,7 +33,7 @@ examples:
 
 def parser() -> Parser:
     """The arguments of this command."""
-    result = Parser("generate", "Answers one prompt.", _EPILOG)
+    result = Parser("generate", "Answers one prompt.", _EPILOG, json=True)
     group = result.add_argument_group("prompt", "Exactly one of the first four.")
     sources = group.add_mutually_exclusive_group()
     sources.add_argument("--prompt", metavar="TEXT", help="one user message")
@@ -45,7 +45,6 @@ def parser() -> Parser:
     add_model_options(result)
     add_generation_options(result)
     add_process_options(result)
-    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
     result.add_argument("--n", type=whole_number, metavar="N", help="so many answers, with --json (1)")
     result.add_argument(
         "--log-probs", action="store_true", default=None, help="each token's log-probability, with --json"
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that can be checked without the weights, then loads them and answers."""
     _check_sources(args)
     from qwen3_jax.cli.answers import AnswerWriter
-    from qwen3_jax.cli.common import load, open_model, patiently, print_json
+    from qwen3_jax.cli.common import load, open_model, print_json, with_spinner
     from qwen3_jax.infer import GenerationConfig, stream
     from qwen3_jax.infer.rows import prepare
     from qwen3_jax.sharding.launch.processes import is_first
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     writer = AnswerWriter(args.show_thinking) if is_first() and not args.json else None
     results = {}
-    for piece in patiently(stream(model, params, opened.tok, [prompt], config, tools)):
+    for piece in with_spinner(stream(model, params, opened.tok, [prompt], config, tools)):
         if writer:
             writer.push(piece)
         if piece.result is not None:

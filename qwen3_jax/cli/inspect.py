@@ -18,12 +18,11 @@ examples:
 
 def parser() -> Parser:
     """The arguments of this command."""
-    result = Parser("inspect", "Says what a checkpoint, or a published size, is.", _EPILOG)
+    result = Parser("inspect", "Says what a checkpoint, or a published size, is.", _EPILOG, json=True)
     result.add_argument("path", metavar="PATH", nargs="?", help="a directory in Hugging Face form, or an id of the hub")
     result.add_argument(
         "--model-config", metavar="NAME", help="a file of configs/model (qwen3-0.6b ...), or any config.json or YAML"
     )
-    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return result
 
 

@@ -10,19 +10,18 @@ from qwen3_jax.cli.arguments import Parser, UsageError, number, whole_number
 
 def add_model_options(parser: Parser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--model",
         metavar="PATH_OR_HUB_ID",
         help="a directory in Hugging Face form, or an id of the hub; without it, the embedded pocket model",
     )
-    group.add_argument(
+    add(
         "--dtype",
         metavar="NAME",
         help="bfloat16, float32 or float16, of parameters and activations (bfloat16; float32 for the pocket model)",
     )
-    group.add_argument(
-        "--adapter", metavar="PATH_OR_HUB_ID", help="low-rank adapters in PEFT's format, merged into the model"
-    )
+    add("--adapter", metavar="PATH_OR_HUB_ID", help="low-rank adapters in PEFT's format, merged into the model")
     add_mesh_option(group)
 
 
@@ -34,6 +33,14 @@ def add_mesh_option(group: Any) -> None:
     )
 
 
+def config_file(folder: str, name: str) -> Path:
+    """A path as it stands; a bare name means a file of configs/`folder`, which an installed wheel holds too."""
+    from qwen3_jax.paths import configs_path
+
+    named = configs_path() / folder / f"{name}.yaml"
+    return named if not Path(name).exists() and named.is_file() else Path(name)
+
+
 def read_mesh(text: str | None) -> Any:
     """The `sharding.MeshConfig` of `--mesh`; None without one. A bare name means a file of configs/mesh.
 
@@ -43,32 +50,25 @@ def read_mesh(text: str | None) -> Any:
     from qwen3_jax.paths import configs_path
     from qwen3_jax.sharding import parse_mesh
 
-    if text is None:
-        return None
-    if "=" in text or Path(text).exists():
-        return parse_mesh(text)
-    named = configs_path() / "mesh" / f"{text}.yaml"
-    if not named.is_file():
-        names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
+    if text is None or "=" in text:
+        return None if text is None else parse_mesh(text)
+    path = config_file("mesh", text)
+    if not path.exists():
+        names = ", ".join(sorted(path.stem for path in (configs_path() / "mesh").glob("*.yaml")))
         raise FileNotFoundError(f"--mesh must be sizes (fsdp=8,tensor=2), a YAML file or one of {names}, got {text}")
-    return parse_mesh(str(named))
+    return parse_mesh(str(path))
 
 
 def add_process_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "processes", "Many hosts run the same command. Found without flags on TPU pods, GKE, Slurm and SkyPilot."
     )
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="process 0 and a free port of it (JAX_COORDINATOR_ADDRESS)"
-    )
-    group.add_argument("--num-processes", type=whole_number, metavar="N", help="of the whole job (JAX_NUM_PROCESSES)")
-    group.add_argument("--process-id", type=whole_number, metavar="I", help="of this one, from 0 (JAX_PROCESS_ID)")
-    group.add_argument(
-        "--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)"
-    )
-    group.add_argument(
-        "--heartbeat-timeout", type=number, metavar="SECONDS", help="when a silent process counts as dead (100)"
-    )
+    add = group.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="process 0 and a free port of it (JAX_COORDINATOR_ADDRESS)")
+    add("--num-processes", type=whole_number, metavar="N", help="of the whole job (JAX_NUM_PROCESSES)")
+    add("--process-id", type=whole_number, metavar="I", help="of this one, from 0 (JAX_PROCESS_ID)")
+    add("--start-timeout", type=number, metavar="SECONDS", help="how long to wait for all processes to start (300)")
+    add("--heartbeat-timeout", type=number, metavar="SECONDS", help="when a silent process counts as dead (100)")
 
 
 def start_processes(args: argparse.Namespace) -> None:
@@ -88,9 +88,9 @@ def stay_alone(command: str) -> None:
     Raises:
       UsageError: it is one of many.
     """
-    from qwen3_jax.sharding.launch.distributed import here
+    from qwen3_jax.sharding.launch.distributed import own_cluster
 
-    cluster = here()
+    cluster = own_cluster()
     if cluster is not None:
         raise UsageError(
             f"{command} runs in one process, got one of {cluster.num_processes} ({cluster.kind}): use qwen3-jax "
@@ -101,20 +101,19 @@ def stay_alone(command: str) -> None:
 def add_generation_options(parser: Parser) -> None:
     """One flag for each field of `infer.GenerationConfig`, named as the field is."""
     mode = parser.add_argument_group("thinking")
+    add = mode.add_argument
     switch = mode.add_mutually_exclusive_group()
     switch.add_argument("--thinking", dest="enable_thinking", action="store_true", default=None, help="the default")
     switch.add_argument(
         "--no-thinking", dest="enable_thinking", action="store_false", default=None, help="the hard switch"
     )
-    mode.add_argument(
-        "--thinking-budget", type=whole_number, metavar="N", help="most tokens to think; 0 for none (no limit)"
-    )
-    mode.add_argument(
+    add("--thinking-budget", type=whole_number, metavar="N", help="most tokens to think; 0 for none (no limit)")
+    add(
         "--stop-thinking-text",
         metavar="TEXT",
         help='what is written at the budget: "documentation" (the default), "paper", or a text of your own',
     )
-    mode.add_argument(
+    add(
         "--show-thinking",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -123,31 +122,28 @@ def add_generation_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "sampling", "Without a flag: the checkpoint's generation_config.json, else what the model cards recommend."
     )
-    group.add_argument(
-        "--max-new-tokens", type=whole_number, metavar="N", help="most tokens of thinking and answer (32768 + budget)"
-    )
-    group.add_argument("--temperature", type=number, metavar="X", help="0 is greedy (0.6 thinking, 0.7 not)")
-    group.add_argument("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
-    group.add_argument("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
-    group.add_argument("--min-p", type=number, metavar="X", help="0 to 1 (0)")
+    add = group.add_argument
+    add("--max-new-tokens", type=whole_number, metavar="N", help="most tokens of thinking and answer (32768 + budget)")
+    add("--temperature", type=number, metavar="X", help="0 is greedy (0.6 thinking, 0.7 not)")
+    add("--top-p", type=number, metavar="X", help="above 0, at most 1 (0.95 thinking, 0.8 not)")
+    add("--top-k", type=whole_number, metavar="N", help="0 turns it off (20)")
+    add("--min-p", type=number, metavar="X", help="0 to 1 (0)")
     for name, what in (
         ("presence", "-2 to 2, subtracted once from each token of the answer so far (0)"),
         ("frequency", "-2 to 2, subtracted as often as the token is there (0)"),
         ("repetition", "above 1: less likely are tokens of prompt and answer so far (1)"),
     ):
-        group.add_argument(f"--{name}-penalty", type=number, metavar="X", help=what)
-    group.add_argument(
+        add(f"--{name}-penalty", type=number, metavar="X", help=what)
+    add(
         "--logit-bias",
         action="append",
         type=_bias,
         metavar="ID=X",
-        help="-100 to 100, added to the logit of this token; may be given several times",
+        help="-100 to 100 on the logit of a token",
     )
-    group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
-    group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times"
-    )
-    group.add_argument(
+    add("--seed", type=whole_number, metavar="N", help="the same seed gives the same answer (0)")
+    add("--stop", action="append", metavar="TEXT", help="end the answer before this text; may be given several times")
+    add(
         "--stop-token-id",
         dest="stop_token_ids",
         action="append",
@@ -155,10 +151,8 @@ def add_generation_options(parser: Parser) -> None:
         metavar="ID",
         help="end the answer after this token; may be given several times",
     )
-    group.add_argument("--min-tokens", type=whole_number, metavar="N", help="no end before so many tokens (0)")
-    group.add_argument(
-        "--ignore-eos", action="store_true", default=None, help="the checkpoint's end tokens do not end the answer"
-    )
+    add("--min-tokens", type=whole_number, metavar="N", help="no end before so many tokens (0)")
+    add("--ignore-eos", action="store_true", default=None, help="the checkpoint's end tokens do not end the answer")
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -27,37 +27,34 @@ examples:
 def parser() -> Parser:
     """The arguments of this command."""
     result = Parser(
-        "plan", "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.", _EPILOG
+        "plan",
+        "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.",
+        _EPILOG,
+        json=True,
     )
-    result.add_argument(
+    add = result.add_argument
+    add(
         "--config",
         metavar="FILE",
         help="a training configuration: its model, mesh, batch, optimizer ... (--mode train)",
     )
-    result.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values that replace those of --config"
-    )
-    result.add_argument(
-        "--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint"
-    )
-    result.add_argument(
+    add("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values that replace those of --config")
+    add("--model", metavar="NAME", help="a release (qwen3-0.6b ...), or a config.json, YAML or checkpoint")
+    add(
         "--mesh",
         metavar="SIZES",
         help="fsdp=32,expert=8, a YAML file, or one of configs/mesh; the product is all devices",
     )
-    result.add_argument(
+    add(
         "--topology",
         metavar="CHIP:SHAPE",
         help="v4:4x4x4, v5e:2x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x4; a100, h100, h200, b200 as hosts x GPUs: h100:4x8",
     )
-    result.add_argument("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
-    result.add_argument("--mode", metavar="MODE", help="train, prefill or decode")
-    result.add_argument("--sequence-length", type=whole_number, metavar="N", help="of a row; decoding: of the cache")
-    result.add_argument("--batch-size", type=whole_number, metavar="N", help="sequences, over all chips")
-    result.add_argument(
-        "--search", action="store_true", help=f"try all legal meshes by arithmetic, compile the best {_FINALISTS}"
-    )
-    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add("--num-slices", type=whole_number, metavar="N", default=1, help="slices of that shape (1)")
+    add("--mode", metavar="MODE", help="train, prefill or decode")
+    add("--sequence-length", type=whole_number, metavar="N", help="of a row; decoding: of the cache")
+    add("--batch-size", type=whole_number, metavar="N", help="sequences, over all chips")
+    add("--search", action="store_true", help=f"try all legal meshes by arithmetic, compile the best {_FINALISTS}")
     result.set_defaults(train=None)
     return result
 
@@ -98,10 +95,10 @@ def _take_config(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} must be left out with --config, got both: the file says it, or key=value")
     if args.search or args.mode not in (None, "train"):
         raise UsageError("--config must go with --mode train and a mesh, got another mode or --search: plan by --model")
-    from qwen3_jax.cli.train import config_file
+    from qwen3_jax.cli.options import config_file
     from qwen3_jax.train import load_config
 
-    train = load_config(config_file(args.config), args.overrides)
+    train = load_config(config_file("train", args.config), args.overrides)
     if train.remat != "full":
         warnings.warn(f"FLOPs and the bound are those of remat: full, the file says {train.remat}", stacklevel=1)
     args.train, args.mode, args.model = train, "train", args.config

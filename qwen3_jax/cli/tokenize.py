@@ -16,22 +16,18 @@ examples:
 
 def parser() -> Parser:
     """The arguments of this command."""
-    result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG)
-    result.add_argument("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")
-    result.add_argument("--tokenizer", metavar="PATH", required=True, help="a directory with tokenizer.json")
-    result.add_argument("--output", metavar="DIR", required=True, help="the directory to write")
-    result.add_argument("--kind", choices=["text", "chat"], default="text", help="what the examples are (text)")
-    result.add_argument("--field", metavar="NAME", default="", help="of an example (text or messages)")
-    result.add_argument(
-        "--thinking", choices=["template", "keep"], default="template", help="of earlier assistant turns (template)"
-    )
-    result.add_argument("--sample-by", choices=["line", "paragraph", "document"], default="line", help="in .txt (line)")
-    result.add_argument(
-        "--label", metavar="NAME", action="append", default=[], help="a field that is a label; repeat it"
-    )
-    result.add_argument("--shard-records", metavar="N", type=int, default=10_000, help="input records a shard (10000)")
-    result.add_argument("--workers", metavar="N", type=int, default=2, help="threads (2)")
-    result.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG, json=True)
+    add = result.add_argument
+    add("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")
+    add("--tokenizer", metavar="PATH", required=True, help="a directory with tokenizer.json")
+    add("--output", metavar="DIR", required=True, help="the directory to write")
+    add("--kind", choices=["text", "chat"], default="text", help="what the examples are (text)")
+    add("--field", metavar="NAME", default="", help="of an example (text or messages)")
+    add("--thinking", choices=["template", "keep"], default="template", help="of earlier assistant turns (template)")
+    add("--sample-by", choices=["line", "paragraph", "document"], default="line", help="in .txt (line)")
+    add("--label", metavar="NAME", action="append", default=[], help="a field that is a label; repeat it")
+    add("--shard-records", metavar="N", type=int, default=10_000, help="input records a shard (10000)")
+    add("--workers", metavar="N", type=int, default=2, help="threads (2)")
     return result
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from qwen3_jax.cli.arguments import Parser
-from qwen3_jax.cli.options import add_mesh_option, add_process_options, read_mesh, start_processes
+from qwen3_jax.cli.options import add_mesh_option, add_process_options, config_file, read_mesh, start_processes
 
 _EPILOG = """\
 A run that was stopped or killed goes on from its last checkpoint when the same command is given again. SIGTERM saves
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from qwen3_jax.train.config import load_config
     from qwen3_jax.train.run import command
 
-    config = load_config(config_file(args.config), args.overrides)
+    config = load_config(config_file("train", args.config), args.overrides)
     if args.mesh is not None:
         config = dataclasses.replace(config, mesh=read_mesh(args.mesh))
     if args.profile_steps is not None:
@@ -66,11 +65,3 @@ def _steps(text: str) -> tuple[int, ...]:
     if not (colon and first.isdigit() and last.isdigit()):
         raise argparse.ArgumentTypeError(f"must be FIRST:LAST such as 10:20, got {text!r}")
     return int(first), int(last)
-
-
-def config_file(name: str, folder: str = "train") -> Path:
-    """A path as it stands; a bare name means a file of configs/FOLDER, which an installed wheel holds too."""
-    from qwen3_jax.paths import configs_path
-
-    named = configs_path() / folder / f"{name}.yaml"
-    return named if not Path(name).exists() and named.is_file() else Path(name)

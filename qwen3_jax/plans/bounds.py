@@ -1,14 +1,13 @@
 """What holds a program back on a machine: arithmetic, memory or the network, and what the slowest of them allows."""
 
 import dataclasses
-from collections.abc import Iterable
 
 from jax.sharding import Mesh
 
 from qwen3_jax.plans.estimate import Estimate
 from qwen3_jax.plans.flops import Flops
 from qwen3_jax.sharding.ahead_of_time.topology import Topology
-from qwen3_jax.sharding.ahead_of_time.traffic import Collective, group_seconds, seconds
+from qwen3_jax.sharding.ahead_of_time.traffic import group_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +53,6 @@ def bound_of(flops: Flops, estimate: Estimate, network_seconds: float, topology:
         memory=estimate.hbm_traffic * chip.devices / chip.hbm_bandwidth,
         network=network_seconds,
     )
-
-
-def compiled_network_seconds(collectives: Iterable[Collective], topology: Topology, mesh: Mesh) -> float:
-    """Of all collectives of a compiled program."""
-    return sum(seconds(collective, topology.chip, mesh) for collective in collectives)
 
 
 def estimated_network_seconds(estimate: Estimate, topology: Topology, mesh: Mesh) -> float:

@@ -1,6 +1,6 @@
 """The analytic model of a step on a mesh: memory and communication from the configuration alone, without compiling.
 
-It follows the design (docs/decisions.md, sharding): dense weights wait split over fsdp and expert and are gathered in
+It follows the design (docs/decisions.md, sharding): dense weights are sharded over fsdp and expert and gathered in
 bfloat16 where they are used, their gradients are reduced and scattered; experts lie split over `expert`, tokens go
 there and back; heads and features are split over `tensor`, whose partial sums are reduced. It ranks meshes and is held
 against compiled byte counts in docs/results/plans.md; what a plan reports is the compiled program.
@@ -8,19 +8,21 @@ against compiled byte counts in docs/results/plans.md; what a plan reports is th
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.buckets import PREFILL_CHUNK
 from qwen3_jax.parameters.specs import global_specs, layer_specs
 from qwen3_jax.plans.flops import Mode, experts_met
-from qwen3_jax.sharding import DEFAULT_RULES, Rules, axes_of
+from qwen3_jax.sharding import DEFAULT_RULES, MESH_AXES, Rules, axes_of
 
 _WIDE, _NARROW = 4, 2  # bytes of float32 and bfloat16
 _LOSS_CHUNK = 2048  # tokens of a device whose logits exist at once while training
 _FEW_ROWS = 16  # rows an expert gets on average, up to which tokens are gathered and not sent
 
 Key = tuple[str, tuple[str, ...]]  # kind and mesh axes
+_Sent = defaultdict[Key, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Shards:
 
     Attributes:
       rows, tokens: of one device.
-      waiting_axes: mesh axes over which a dense weight is split while it waits, and waiting: their devices.
+      weight_axes: mesh axes over which dense weights are sharded between uses, and weight_shards: their devices.
     """
 
     data: int
@@ -66,17 +68,18 @@ class Shards:
     tensor: int
     rows: float
     tokens: float
-    waiting_axes: tuple[str, ...]
-    waiting: int
+    weight_axes: tuple[str, ...]
+    weight_shards: int
 
 
 def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int, rules: Rules) -> Shards:
     """From the sizes of a mesh's axes."""
     rows = batch_size / (sizes["data"] * sizes["fsdp"] * sizes["expert"])
-    waiting = axes_of("embed", rules)
-    ways = math.prod(sizes[axis] for axis in waiting)
-    axes = (sizes["data"], sizes["fsdp"], sizes["expert"], sizes["context"], sizes["tensor"])
-    return Shards(*axes, rows, rows * tokens_a_row / sizes["context"], waiting, ways)
+    weight_axes = axes_of("embed", rules)
+    weight_shards = math.prod(sizes[axis] for axis in weight_axes)
+    tokens = rows * tokens_a_row / sizes["context"]
+    axes: Any = {axis: sizes[axis] for axis in MESH_AXES}
+    return Shards(**axes, rows=rows, tokens=tokens, weight_axes=weight_axes, weight_shards=weight_shards)
 
 
 def estimate(
@@ -89,25 +92,13 @@ def estimate(
 ) -> Estimate:
     """In:  qwen3-0.6b on fsdp=8, training     Out: parameters of 596 million / 8 * 4 bytes, ...
 
-    Of `rules` it knows what `embed` says: over which axes dense weights wait.
+    Of `rules` it knows what `embed` says: over which axes dense weights are sharded between uses.
     """
     if mode == "train":
         return _train(config, shards(sizes, batch_size, sequence_length, rules))
     chunk = min(sequence_length, PREFILL_CHUNK) if mode == "prefill" else 1
     calls = -(-sequence_length // chunk) if mode == "prefill" else 1
     return _infer(config, shards(sizes, batch_size, chunk, rules), sequence_length, calls)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    """Parameters by how they are split: `dense` ones of a layer, its `experts`, those of `vocab`ulary matrices."""
-
-    dense: int
-    experts: int
-    vocab: int
-    vocab_matrices: int
-    dense_layers: int
-    sparse_layers: int
 
 
 def _layer(config: ModelConfig, sparse: bool) -> tuple[int, int]:
@@ -127,10 +118,10 @@ def _vocab(config: ModelConfig) -> int:
 
 def _stored(config: ModelConfig, s: Shards) -> float:
     """Parameters that one device keeps."""
-    total = _vocab(config) / (s.waiting * s.tensor)
+    total = _vocab(config) / (s.weight_shards * s.tensor)
     for sparse, length in config.segments:
         dense, experts = _layer(config, sparse)
-        total += length * (dense / (s.waiting * s.tensor) + experts / (s.expert * s.fsdp * s.tensor))
+        total += length * (dense / (s.weight_shards * s.tensor) + experts / (s.expert * s.fsdp * s.tensor))
     return total
 
 
@@ -140,57 +131,48 @@ def _used(config: ModelConfig, s: Shards, sparse: bool) -> float:
     return dense / s.tensor + experts / (s.expert * s.tensor)
 
 
-def _weights(config: ModelConfig, s: Shards, gathers: int, scatters: int, add: "_Adder") -> None:
+def _weights(config: ModelConfig, s: Shards, gathers: int, scatters: int, sent: _Sent) -> None:
     """Gathering of weights and, where they are trained, scattering of gradients."""
     for sparse, length in config.segments:
         dense, experts = _layer(config, sparse)
         for size, axes, ways in (
-            (dense / s.tensor, s.waiting_axes, s.waiting),
+            (dense / s.tensor, s.weight_axes, s.weight_shards),
             (experts / (s.expert * s.tensor), ("fsdp",), s.fsdp),
         ):
             moved = length * size * _NARROW * (ways - 1) / ways
-            add("all-gather", axes, gathers * moved)
-            add("reduce-scatter", axes, scatters * moved)
+            sent["all-gather", axes] += gathers * moved
+            sent["reduce-scatter", axes] += scatters * moved
             if scatters:  # copies of the parameters, and parts of a sequence, add up their gradients
                 for axis, copies in (("data", s.data), ("context", s.context)):
                     part = size if axis == "context" else size / ways
-                    add("all-reduce", (axis,), 2 * length * part * _NARROW * (copies - 1) / copies)
+                    sent["all-reduce", (axis,)] += 2 * length * part * _NARROW * (copies - 1) / copies
 
 
-def _between_layers(config: ModelConfig, s: Shards, passes: int, exchanges: int, add: "_Adder") -> None:
+def _between_layers(config: ModelConfig, s: Shards, passes: int, exchanges: int, sent: _Sent) -> None:
     """Partial sums over `tensor` and keys over `context` of `passes` forward passes; tokens to their experts or back,
     `exchanges` times a layer. A few tokens go to all devices that share the experts, and their sums come back."""
     hidden = s.tokens * config.hidden_size * _NARROW
     layers = config.num_hidden_layers
     sparse = sum(length for sparse, length in config.segments if sparse)
-    add("all-reduce", ("tensor",), passes * layers * 2 * 2 * hidden * (s.tensor - 1) / s.tensor)
+    sent["all-reduce", ("tensor",)] += passes * layers * 2 * 2 * hidden * (s.tensor - 1) / s.tensor
     keys = 2 * config.num_key_value_heads / min(s.tensor, config.num_key_value_heads) * config.head_dim
-    add("all-gather", ("context",), passes * layers * s.tokens * keys * _NARROW * (s.context - 1))
+    sent["all-gather", ("context",)] += passes * layers * s.tokens * keys * _NARROW * (s.context - 1)
     if exchanges and s.tokens * s.expert * config.num_experts_per_tok > _FEW_ROWS * config.num_experts:
-        sent = hidden * config.num_experts_per_tok * (s.expert - 1) / s.expert
-        add("all-to-all", ("expert",), exchanges * sparse * sent)
+        rows = hidden * config.num_experts_per_tok * (s.expert - 1) / s.expert
+        sent["all-to-all", ("expert",)] += exchanges * sparse * rows
     else:
         for kind in ("all-gather", "reduce-scatter"):
-            add(kind, ("expert",), passes * sparse * hidden * (s.expert - 1))
-
-
-class _Adder:
-    def __init__(self) -> None:
-        self.total: dict[Key, float] = {}
-
-    def __call__(self, kind: str, axes: tuple[str, ...], amount: float) -> None:
-        if amount > 0:
-            self.total[kind, axes] = self.total.get((kind, axes), 0.0) + amount
+            sent[kind, ("expert",)] += passes * sparse * hidden * (s.expert - 1)
 
 
 def _train(config: ModelConfig, s: Shards) -> Estimate:
-    add = _Adder()
-    _weights(config, s, gathers=2, scatters=1, add=add)
-    _between_layers(config, s, passes=3, exchanges=5, add=add)
+    sent: _Sent = defaultdict(float)
+    _weights(config, s, gathers=2, scatters=1, sent=sent)
+    _between_layers(config, s, passes=3, exchanges=5, sent=sent)
     head = config.vocab_size * config.hidden_size / s.tensor
-    moved = head * _NARROW * (s.waiting - 1) / s.waiting
-    add("all-gather", s.waiting_axes, moved)
-    add("reduce-scatter", s.waiting_axes, moved)
+    moved = head * _NARROW * (s.weight_shards - 1) / s.weight_shards
+    sent["all-gather", s.weight_axes] += moved
+    sent["reduce-scatter", s.weight_axes] += moved
     stored = _stored(config, s)
     hidden = s.tokens * config.hidden_size
     layers = config.num_hidden_layers
@@ -210,7 +192,7 @@ def _train(config: ModelConfig, s: Shards) -> Estimate:
     }
     weights = sum(length * _used(config, s, sparse) for sparse, length in config.segments)
     traffic = 7 * _WIDE * stored + 7 * _NARROW * weights + 4 * _activation_traffic(config, s)
-    return Estimate(int(_WIDE * stored), int(2 * _WIDE * stored), 0, _whole(parts), add.total, traffic)
+    return Estimate(int(_WIDE * stored), int(2 * _WIDE * stored), 0, _whole(parts), _received(sent), traffic)
 
 
 def _layer_activations(config: ModelConfig, s: Shards) -> float:
@@ -241,19 +223,19 @@ def _activation_traffic(config: ModelConfig, s: Shards) -> float:
 
 
 def _infer(config: ModelConfig, s: Shards, sequence_length: int, calls: int) -> Estimate:
-    add = _Adder()
-    _weights(config, s, gathers=1, scatters=0, add=add)
-    _between_layers(config, s, passes=1, exchanges=2, add=add)
+    sent: _Sent = defaultdict(float)
+    _weights(config, s, gathers=1, scatters=0, sent=sent)
+    _between_layers(config, s, passes=1, exchanges=2, sent=sent)
     head = config.vocab_size * config.hidden_size / s.tensor
-    add("all-gather", s.waiting_axes, head * _NARROW * (s.waiting - 1) / s.waiting)
+    sent["all-gather", s.weight_axes] += head * _NARROW * (s.weight_shards - 1) / s.weight_shards
     # A row is sampled where it lives, from all of its logits.
     logits = s.rows * config.vocab_size * _WIDE
-    add("all-gather", ("tensor",), logits * (s.tensor - 1) / s.tensor)
+    sent["all-gather", ("tensor",)] += logits * (s.tensor - 1) / s.tensor
     stored = _stored(config, s)
     cache_heads = max(config.num_key_value_heads, s.tensor) / s.tensor
     slots = s.rows * sequence_length
     cache = 2 * config.num_hidden_layers * slots * cache_heads * config.head_dim * _NARROW
-    gathered = max(_used(config, s, sparse) for sparse, _ in config.segments) if s.waiting > 1 else 0.0
+    gathered = max(_used(config, s, sparse) for sparse, _ in config.segments) if s.weight_shards > 1 else 0.0
     scores = s.tokens * sequence_length * config.num_attention_heads / s.tensor * (_WIDE + _NARROW)
     seen = s.rows * config.vocab_size
     parts = {
@@ -268,9 +250,12 @@ def _infer(config: ModelConfig, s: Shards, sequence_length: int, calls: int) -> 
         dense, experts = _layer(config, sparse)
         met = experts_met(config, max(int(group), 1)) / config.num_experts if sparse else 0.0
         traffic += length * _NARROW * (dense / s.tensor + experts / (s.expert * s.tensor) * met)
-    communication = {key: amount * calls for key, amount in add.total.items()}
-    return Estimate(int(_NARROW * stored), 0, int(cache), _whole(parts), communication, calls * traffic)
+    return Estimate(int(_NARROW * stored), 0, int(cache), _whole(parts), _received(sent, calls), calls * traffic)
 
 
 def _whole(parts: Mapping[str, float]) -> dict[str, int]:
     return {name: int(size) for name, size in parts.items() if size >= 1}
+
+
+def _received(sent: _Sent, calls: int = 1) -> dict[Key, float]:
+    return {key: amount * calls for key, amount in sent.items() if amount > 0}

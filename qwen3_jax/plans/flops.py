@@ -6,13 +6,13 @@ kernels.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.specs import layer_specs
 
 Mode = Literal["train", "prefill", "decode"]
-MODES: tuple[Mode, ...] = ("train", "prefill", "decode")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,7 @@ def layer_matrix_parameters(config: ModelConfig) -> int:
         for spec in layer_specs(config, sparse).values():
             if len(spec.shape) == 1:
                 continue  # a norm's scale
-            size = 1
-            for dim in spec.shape:
-                size *= dim
+            size = math.prod(spec.shape)
             if spec.axes[0] == "expert":
                 size = size // config.num_experts * config.num_experts_per_tok
             total += size * length
@@ -81,11 +79,9 @@ def step_flops(config: ModelConfig, mode: Mode, sequence_length: int, batch_size
     The hardware's attention is counted causally too: the fused kernels skip blocks above the diagonal, and their
     backward pass computes the scores once more (a fifth product beside the four).
     """
-    if mode == "decode":
-        flops = batch_size * forward_flops(config, 1, sequence_length - 1)
-        return Flops(flops, flops)
-    if mode == "prefill":
-        flops = batch_size * forward_flops(config, sequence_length, logits=1)
+    if mode != "train":
+        tokens, context = (1, sequence_length - 1) if mode == "decode" else (sequence_length, 0)
+        flops = batch_size * forward_flops(config, tokens, context, logits=1)
         return Flops(flops, flops)
     forward = batch_size * forward_flops(config, sequence_length)
     scores = batch_size * attention_flops(config, attention_pairs(sequence_length)) / 2

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.plans.bounds import Bound, bound_of, compiled_network_seconds, estimated_network_seconds
+from qwen3_jax.plans.bounds import bound_of, estimated_network_seconds
 from qwen3_jax.plans.estimate import estimate
 from qwen3_jax.plans.flops import Mode, step_flops
 from qwen3_jax.plans.search import nearest_that_fits
@@ -15,7 +15,7 @@ from qwen3_jax.sharding import MeshConfig
 from qwen3_jax.sharding.ahead_of_time.compile import Outcome
 from qwen3_jax.sharding.ahead_of_time.hlo import parse_program
 from qwen3_jax.sharding.ahead_of_time.topology import Topology
-from qwen3_jax.sharding.ahead_of_time.traffic import Collective, communication
+from qwen3_jax.sharding.ahead_of_time.traffic import Collective, communication, seconds
 
 _PREALLOCATED = 0.75  # of a GPU's memory, JAX's default
 
@@ -58,9 +58,8 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     flops = step_flops(request.config, *asked)
     analytic = estimate(request.config, sizes, *asked, request.mesh.table)
     if outcome.text:
-        program = parse_program(outcome.text)
-        found = communication(program, mesh)
-        network = calls * compiled_network_seconds(found, topology, mesh)
+        found = communication(parse_program(outcome.text), mesh)
+        network = calls * sum(seconds(collective, topology.chip, mesh) for collective in found)
         sent, source = _by_kind_and_axes(found, calls * devices), "compiled"
     else:
         network = estimated_network_seconds(analytic, topology, mesh)
@@ -68,6 +67,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     bound = bound_of(flops, analytic, network, topology)
     peak = (outcome.peak_bytes if outcome.peak_bytes is not None else analytic.peak) * devices
     fits = outcome.fits and peak <= topology.chip.hbm_bytes  # the CUDA compiler does not refuse what is too large
+    tokens = request.batch_size * (1 if request.mode == "decode" else request.sequence_length)
     memory = {name: size * devices for name, size in held.items()}
     memory["activations"] = max(peak - sum(memory.values()), 0)
     plan: dict[str, Any] = {
@@ -89,7 +89,11 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
         "communication_source": source,
         "flops_per_step": flops.model,
         "hardware_flops_per_step": flops.hardware,
-        **_bounds(request, bound, flops, topology),
+        "seconds": dataclasses.asdict(bound),
+        "bound": bound.name,
+        "mfu_bound": bound.mfu(flops, topology),
+        "mfu_without_overlap": bound.mfu(flops, topology, bound.serial_seconds),
+        "tokens_per_second_bound": tokens / bound.seconds,
         "estimate": {
             "peak_bytes_per_chip": analytic.peak * devices,
             "parts": {name: size * devices for name, size in analytic.parts.items()},
@@ -102,8 +106,7 @@ def describe(request: Request, mesh: Mesh, outcome: Outcome, held: Mapping[str, 
     if not fits:
         plan["largest_buffers"] = _largest(outcome, memory, plan["estimate"]["parts"])
         plan["largest_buffers_source"] = "compiler" if outcome.buffers else "analytic model"
-        nearest = nearest_that_fits(request.config, topology, sizes, *asked)
-        plan["nearest_mesh"] = nearest
+        plan["nearest_mesh"] = nearest_that_fits(request.config, topology, sizes, *asked)
     return plan
 
 
@@ -140,17 +143,6 @@ def mesh_text(sizes: Mapping[str, int], rules: Mapping[str, Any] | None = None) 
     parts = [f"{axis}={size}" for axis, size in sizes.items() if size > 1] or ["data=1"]
     entries = {name: "null" if entry is None else entry for name, entry in (rules or {}).items()}
     return ",".join([*parts, *(f"rules.{name}={entry}" for name, entry in entries.items())])
-
-
-def _bounds(request: Request, bound: Bound, flops: Any, topology: Topology) -> dict[str, Any]:
-    tokens = request.batch_size * (1 if request.mode == "decode" else request.sequence_length)
-    return {
-        "seconds": dataclasses.asdict(bound),
-        "bound": bound.name,
-        "mfu_bound": bound.mfu(flops, topology),
-        "mfu_without_overlap": bound.mfu(flops, topology, bound.serial_seconds),
-        "tokens_per_second_bound": tokens / bound.seconds,
-    }
 
 
 def _by_kind_and_axes(found: Sequence[Collective], times: int) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.placement import place
@@ -60,40 +59,25 @@ def search(
     Network times depend on how a mesh lies on the torus, which takes a while to work out: it is done for the
     `finalists` that send least for their memory, and only they are returned.
     """
-    sizes = list(legal_meshes(config, topology.num_devices, mode, sequence_length, batch_size, topology.slices))
-    estimates = [estimate(config, each, mode, sequence_length, batch_size) for each in sizes]
+    asked = (mode, sequence_length, batch_size)
+    chip = topology.chip
 
     def rough(pair: tuple[dict[str, int], Estimate]) -> tuple[bool, float]:
         _, found = pair
-        chip = topology.chip
         sent = sum(found.communication.values()) / chip.link_bandwidth + found.hbm_traffic / chip.hbm_bandwidth
-        return _peak(found, topology) > _ROOM * chip.hbm_bytes, sent
+        return not _fits(found, topology), sent
 
+    legal = legal_meshes(config, topology.num_devices, *asked, topology.slices)
+    ranked = sorted(((sizes, estimate(config, sizes, *asked)) for sizes in legal), key=rough)
     devices = topology_devices(topology)
-    ranked = sorted(zip(sizes, estimates, strict=True), key=rough)[:finalists]
+    flops = step_flops(config, *asked)
     candidates = []
-    for each, found in ranked:
-        settings: dict[str, Any] = {**each, "slices": topology.slices}
+    for sizes, found in ranked[:finalists]:
+        settings: dict[str, Any] = {**sizes, "slices": topology.slices}
         mesh = MeshConfig(**settings).build(devices)
-        candidates.append(judge(config, each, found, mesh, topology, mode, sequence_length, batch_size))
+        bound = bound_of(flops, found, estimated_network_seconds(found, topology, mesh), topology)
+        candidates.append(Candidate(sizes, found, bound, found.peak * chip.devices, _fits(found, topology)))
     return sorted(candidates, key=lambda candidate: (not candidate.fits, candidate.bound.serial_seconds))
-
-
-def judge(
-    config: ModelConfig,
-    sizes: Mapping[str, int],
-    found: Estimate,
-    mesh: Mesh,
-    topology: Topology,
-    mode: Mode,
-    sequence_length: int,
-    batch_size: int,
-) -> Candidate:
-    """One mesh, by the analytic model."""
-    flops = step_flops(config, mode, sequence_length, batch_size)
-    bound = bound_of(flops, found, estimated_network_seconds(found, topology, mesh), topology)
-    peak = _peak(found, topology)
-    return Candidate(dict(sizes), found, bound, peak, peak <= _ROOM * topology.chip.hbm_bytes)
 
 
 def nearest_that_fits(
@@ -110,18 +94,15 @@ def nearest_that_fits(
     def distance(sizes: Mapping[str, int]) -> float:
         return sum(abs(math.log2(sizes[axis] / wanted[axis])) for axis in MESH_AXES)
 
-    fitting = [
-        sizes
-        for sizes in legal_meshes(config, topology.num_devices, mode, sequence_length, batch_size, topology.slices)
-        if sizes != dict(wanted)
-        and _peak(estimate(config, sizes, mode, sequence_length, batch_size), topology)
-        <= _ROOM * topology.chip.hbm_bytes
-    ]
+    asked = (mode, sequence_length, batch_size)
+    legal = legal_meshes(config, topology.num_devices, *asked, topology.slices)
+    others = (sizes for sizes in legal if sizes != dict(wanted))
+    fitting = (sizes for sizes in others if _fits(estimate(config, sizes, *asked), topology))
     return min(fitting, key=distance, default=None)
 
 
-def _peak(found: Estimate, topology: Topology) -> int:
-    return found.peak * topology.chip.devices
+def _fits(found: Estimate, topology: Topology) -> bool:
+    return found.peak * topology.chip.devices <= _ROOM * topology.chip.hbm_bytes
 
 
 def _products(number: int, axes: tuple[str, ...] = MESH_AXES) -> Iterator[dict[str, int]]:

@@ -1,5 +1,6 @@
 """The two libraries that turn text into ids: `tokenizers` for tokenizer.json, `sentencepiece` for .model files."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ class TokenizersBackend:
         self.named_tokens: Mapping[str, str] = {}
         self._special = frozenset(i for i, token in known.items() if token.special)
         self._decoder = _decoder_kind(self._tokenizer.decoder)
-        self._bytes: dict[int, bytes] = {}
+        self._token_bytes = functools.cache(self._read_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added. Raises ValueError for text that is not Unicode (lone surrogates)."""
@@ -87,12 +88,9 @@ class TokenizersBackend:
             bytes_together=True,
         )
 
-    def _token_bytes(self, token: int) -> bytes:
-        found = self._bytes.get(token)
-        if found is None:
-            text = self._tokenizer.id_to_token(token)
-            found = self._bytes[token] = b"" if text is None else byte_level_bytes(text)
-        return found
+    def _read_bytes(self, token: int) -> bytes:
+        text = self._tokenizer.id_to_token(token)
+        return b"" if text is None else byte_level_bytes(text)
 
     def _piece(self, token: int) -> TokenText | None:
         text = self._tokenizer.id_to_token(token)

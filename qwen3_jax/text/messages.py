@@ -51,11 +51,8 @@ def normalize_tools(tools: object) -> list[dict[str, Any]] | None:
         where = f"tools[{i}]"
         if not isinstance(tool, Mapping):
             raise ValueError(f"{where} must be a JSON schema (an object), got {_shown(tool)}: give its schema")
-        schema = _plain(tool, where)
-        function = schema.get("function") or schema
-        if not isinstance(function, dict) or not _is_name(function.get("name")):
-            raise ValueError(f"{where} must name its function, got {_shown(tool)}: give function.name, a string")
-        schemas.append(schema)
+        schemas.append(_plain(tool, where))
+        _function(schemas[-1], where)
     return schemas
 
 
@@ -68,7 +65,8 @@ def _message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{where}.role must be one of {', '.join(ROLES)}, got {_shown(role)}: correct the role")
     for key in given:
-        if key not in _KEYS and not _is_empty(given[key]):
+        empty = isinstance(given[key], str | list | tuple | Mapping) and not given[key]
+        if key not in _KEYS and not empty:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
             raise ValueError(f"{where} has the unknown key {_shown(key)}, which would be lost: {remedy}")
@@ -116,15 +114,20 @@ def _tool_call(call: object, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ValueError(f"{where} must be an object with name and arguments, got {_shown(call)}: give an object")
     plain = _plain(call, where)
-    function = plain.get("function") or plain
-    if not isinstance(function, dict) or not _is_name(function.get("name")):
-        raise ValueError(f"{where} must name its function, got {_shown(call)}: give function.name, a string")
-    arguments = function.get("arguments")
+    arguments = _function(plain, where).get("arguments")
     if not isinstance(arguments, dict | str):
         raise ValueError(
             f"{where} must have arguments, an object or JSON text, got {_shown(arguments)}: give {{}} for none"
         )
     return plain
+
+
+def _function(plain: dict[str, Any], where: str) -> dict[str, Any]:
+    """The function that a tool or a call names, bare or under "function"."""
+    function = plain.get("function") or plain
+    if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
+        raise ValueError(f"{where} must name its function, got {_shown(plain)}: give function.name, a string")
+    return function
 
 
 def _plain(value: object, where: str, depth: int = 0) -> Any:
@@ -133,12 +136,10 @@ def _plain(value: object, where: str, depth: int = 0) -> Any:
         raise ValueError(f"{where[:80]}... is nested too deeply, got more than {_DEPTH} levels: give flatter data")
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
+    owns: tuple[tuple[type, Any], ...] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
+    for kind, own in owns:
+        if isinstance(value, kind):
+            return own(value)
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -160,14 +161,6 @@ def _string(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where} must be a string, got {_shown(value)}: give text")
     return str.__str__(value)
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, str | list | tuple | Mapping) and not value
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _shown(value: object) -> str:

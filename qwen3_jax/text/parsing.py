@@ -155,18 +155,6 @@ def parse_output(output: str | tuple[str, str], *, block: Block = "unknown") -> 
     return join(parser.take())
 
 
-def parse_tool_calls(content: str) -> tuple[str, list[dict[str, Any]]]:
-    """Takes the tool calls out of an answer without thinking; see `AnswerParser`.
-
-    In:  'Let me look.\\n<tool_call>\\n{"name": "find", "arguments": {"key": 1}}\\n</tool_call>'
-    Out: ("Let me look.", [{"type": "function", "function": {"name": "find", "arguments": {"key": 1}}}])
-    """
-    parser = AnswerParser("closed")
-    parser.text(content)
-    parser.finish()
-    return join(parser.take())[1:]
-
-
 class _Trim:
     """Text without the newlines at its ends, piece by piece."""
 

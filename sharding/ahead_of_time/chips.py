@@ -17,7 +17,7 @@ import difflib
 GB, GIB, TERA = 10**9, 2**30, 10**12
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """One chip (a TPU chip may be two devices of JAX).
 
@@ -43,47 +43,26 @@ class Chip:
     devices: int = 1
 
 
-def _tpu(
-    name: str, tflops: float, gib: float, hbm: float, link: float, torus: int, dcn: float, devices: int = 1
+def _chip(
+    name: str, tflops: float, memory: int, hbm: float, link: float, torus: int, dcn: float, devices: int = 1
 ) -> Chip:
-    return Chip(
-        name=name,
-        flops=tflops * TERA,
-        hbm_bytes=int(gib * GIB),
-        hbm_bandwidth=hbm * GB,
-        link_bandwidth=link * GB,
-        torus=torus,
-        wrap=16 if torus == 2 else 4,  # 2-D pods close a dimension at its full 16 chips, 3-D ones by cubes of 4
-        dcn_bandwidth=dcn * GB,
-        devices=devices,
-    )
-
-
-def _gpu(name: str, tflops: float, memory: int, hbm: float, link: float, network: float) -> Chip:
-    return Chip(
-        name=name,
-        flops=tflops * TERA,
-        hbm_bytes=memory,
-        hbm_bandwidth=hbm * GB,
-        link_bandwidth=link * GB,
-        torus=0,
-        wrap=0,
-        dcn_bandwidth=network * GB,
-    )
+    """From the figures as they are published; bandwidths in GB/s."""
+    wrap = {0: 0, 2: 16, 3: 4}[torus]  # 2-D pods close a dimension at its full 16 chips, 3-D ones by cubes of 4
+    return Chip(name, tflops * TERA, memory, hbm * GB, link * GB, torus, wrap, dcn * GB, devices)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 275, 32, 1228, 45, 3, 6.25, devices=2),
-        _tpu("v5e", 197, 16, 819, 45, 2, 3.125),
-        _tpu("v5p", 459, 95, 2765, 90, 3, 6.25),
-        _tpu("v6e", 918, 32, 1638, 90, 2, 12.5),
-        _tpu("tpu7x", 2307, 192, 7380, 90, 3, 12.5, devices=2),
-        _gpu("a100", 312, 85_100_068_864, 2039, 300, 25),
-        _gpu("h100", 989.4, 84_942_979_072, 3350, 450, 50),
-        _gpu("h200", 989.4, 151_397_597_184, 4800, 450, 50),
-        _gpu("b200", 2250, 191_514_411_008, 7700, 900, 50),
+        _chip("v4", 275, 32 * GIB, 1228, 45, 3, 6.25, devices=2),
+        _chip("v5e", 197, 16 * GIB, 819, 45, 2, 3.125),
+        _chip("v5p", 459, 95 * GIB, 2765, 90, 3, 6.25),
+        _chip("v6e", 918, 32 * GIB, 1638, 90, 2, 12.5),
+        _chip("tpu7x", 2307, 192 * GIB, 7380, 90, 3, 12.5, devices=2),
+        _chip("a100", 312, 85_100_068_864, 2039, 300, 0, 25),
+        _chip("h100", 989.4, 84_942_979_072, 3350, 450, 0, 50),
+        _chip("h200", 989.4, 151_397_597_184, 4800, 450, 0, 50),
+        _chip("b200", 2250, 191_514_411_008, 7700, 900, 0, 50),
     )
 }
 

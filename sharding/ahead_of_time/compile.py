@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -55,8 +54,7 @@ def compile_ahead(function: Any, *arguments: Any, **static: Any) -> Outcome:
             raise
         needed, buffers = read_out_of_memory(message)
         return Outcome(False, needed, "", buffers, time.perf_counter() - began)
-    memory = compiled.memory_analysis()
-    peak = int(memory.peak_memory_in_bytes)
+    peak = int(compiled.memory_analysis().peak_memory_in_bytes)
     return Outcome(True, peak, compiled.as_text(), (), time.perf_counter() - began)
 
 
@@ -66,9 +64,8 @@ def read_out_of_memory(message: str) -> tuple[int | None, tuple[Buffer, ...]]:
     In:  "... Used 24.00G of 15.75G hbm. ... 1. Size: 16.00G\\n Shape: f32[8,4]{1,0}\\n ..."
     Out: 24 GiB, (Buffer(16 GiB, "f32[8,4]{1,0}"),)
     """
-    used = re.search(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm", message)
-    temporaries = re.search(r"temporaries \(([\d.]+)([BKMGT])\)", message)
-    found = used or temporaries
+    found = re.search(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm", message)
+    found = found or re.search(r"temporaries \(([\d.]+)([BKMGT])\)", message)
     needed = _bytes(found[1], found[2]) if found else None
     buffers = []
     for part in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
@@ -76,29 +73,25 @@ def read_out_of_memory(message: str) -> tuple[int | None, tuple[Buffer, ...]]:
         shape = re.search(r"Shape: (\S+)", part)
         name = re.search(r'op_name="([^"]*)"', part)
         if size and shape:
-            what = shape[1] + (f" {name[1]}" if name else "")
-            buffers.append(Buffer(_bytes(size[1], size[2]), what))
+            buffers.append(Buffer(_bytes(size[1], size[2]), shape[1] + (f" {name[1]}" if name else "")))
     return needed, tuple(buffers)
 
 
 def local_bytes(tree: Any) -> int:
     """Bytes that one device keeps of a tree of `jax.ShapeDtypeStruct` with shardings."""
-    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
+    def of(leaf: Any) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        return int(math.prod(shape) * leaf.dtype.itemsize)
 
-def leaf_bytes(leaf: Any) -> int:
-    """The same of one array."""
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-    return int(math.prod(shape) * leaf.dtype.itemsize)
+    return sum(map(of, jax.tree.leaves(tree)))
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes with the shardings of another tree of the same structure, or with one sharding for all."""
     if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings), tree)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
-    )
+        return abstract(tree, jax.tree.map(lambda _: shardings, tree))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -10,10 +10,10 @@ import dataclasses
 
 from qwen3_jax.sharding.ahead_of_time.chips import Chip
 
-_KIB = 2**10
+_KIB, _MIB = 2**10, 2**20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Board:
     """A GPU's limits.
 
@@ -38,42 +38,11 @@ class Board:
     shared_bytes: int
 
 
-def _hopper(kind: str) -> Board:
-    return Board(
-        kind=kind,
-        capability=9,
-        accelerated=True,
-        cores=132,
-        fpus=128,
-        clock_ghz=1.98,
-        l2_bytes=50 * _KIB**2,
-        shared_bytes=228 * _KIB,
-    )
-
-
 BOARDS = {
-    "a100": Board(
-        kind="NVIDIA A100-SXM4-80GB",
-        capability=8,
-        accelerated=False,
-        cores=108,
-        fpus=64,
-        clock_ghz=1.41,
-        l2_bytes=40 * _KIB**2,
-        shared_bytes=164 * _KIB,
-    ),
-    "h100": _hopper("NVIDIA H100 80GB HBM3"),
-    "h200": _hopper("NVIDIA H200"),
-    "b200": Board(
-        kind="NVIDIA B200",
-        capability=10,
-        accelerated=True,
-        cores=148,
-        fpus=128,
-        clock_ghz=1.965,
-        l2_bytes=126 * _KIB**2,
-        shared_bytes=228 * _KIB,
-    ),
+    "a100": Board("NVIDIA A100-SXM4-80GB", 8, False, 108, 64, 1.41, 40 * _MIB, 164 * _KIB),
+    "h100": Board("NVIDIA H100 80GB HBM3", 9, True, 132, 128, 1.98, 50 * _MIB, 228 * _KIB),
+    "h200": Board("NVIDIA H200", 9, True, 132, 128, 1.98, 50 * _MIB, 228 * _KIB),
+    "b200": Board("NVIDIA B200", 10, True, 148, 128, 1.965, 126 * _MIB, 228 * _KIB),
 }
 
 
@@ -84,6 +53,7 @@ def target_config(chip: Chip) -> str:
     """
     board = BOARDS[chip.name]
     extension = "ACCELERATED_FEATURES" if board.accelerated else "NONE"
+    capability = f"{{ major: {board.capability} feature_extension: {extension} }}"
     fields = {
         "name": f'"{board.kind}"',
         "device_vendor": '"NVIDIA Corporation"',
@@ -105,8 +75,6 @@ def target_config(chip: Chip) -> str:
         "block_dim_limit_y": 2**16 - 1,
         "block_dim_limit_z": 2**16 - 1,
     }
-    lines = [f"  {name}: {value}" for name, value in fields.items()]
-    lines.append(f"  cuda_compute_capability {{ major: {board.capability} feature_extension: {extension} }}")
-    return "\n".join(
-        ["gpu_device_info {", *lines, "}", 'platform_name: "CUDA"', f'device_description_str: "{board.kind}"', ""]
-    )
+    lines = "".join(f"  {name}: {value}\n" for name, value in fields.items())
+    info = f"gpu_device_info {{\n{lines}  cuda_compute_capability {capability}\n}}\n"
+    return f'{info}platform_name: "CUDA"\ndevice_description_str: "{board.kind}"\n'

@@ -110,8 +110,7 @@ class Program:
         condition = loop.attribute("condition")
         if condition not in self.computations:
             return None
-        compare = self._comparison(condition)
-        if compare is None:
+        if (compare := self._comparison(condition)) is None:
             return None
         index, limit = compare
         start = self._start(computation, loop.operands[0], index)
@@ -182,12 +181,7 @@ def parse_program(text: str) -> Program:
 
 def shape_bytes(shape: str) -> int:
     """Bytes of a shape's arrays, without padding. In: "(bf16[8,128]{1,0}, f32[])"     Out: 2052"""
-    total = 0.0
-    for dtype, dims in _SHAPE.findall(shape):
-        if dtype in _BYTES or dtype.startswith("f8"):
-            sizes = [int(size.removeprefix("<=")) for size in dims.replace(" ", "").split(",") if size]
-            total += _BYTES.get(dtype, 1) * math.prod(sizes)
-    return int(total)
+    return int(sum(_BYTES.get(dtype, 1) * math.prod(dims) for dtype, dims in shape_dims(shape)))
 
 
 def shape_dims(shape: str) -> list[tuple[str, tuple[int, ...]]]:

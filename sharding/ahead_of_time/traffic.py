@@ -10,18 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen3_jax.sharding.ahead_of_time.chips import Chip
-from qwen3_jax.sharding.ahead_of_time.hlo import Instruction, Program, shape_bytes
+from qwen3_jax.sharding.ahead_of_time.hlo import Program, shape_bytes
 
+# The last one is between slices.
 KINDS = (
-    "all-gather",
-    "reduce-scatter",
-    "all-reduce",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "send",  # between slices
-)
+    "all-gather reduce-scatter all-reduce all-to-all ragged-all-to-all collective-permute collective-broadcast send"
+).split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +76,12 @@ def communication(program: Program, mesh: Mesh) -> list[Collective]:
             axes = ("slices",) if kind == "send" else axes_of_group(group, mesh)
             if kind == "all-reduce" and "all-reduce-scatter" in computation:
                 kind = "reduce-scatter"  # how the TPU compiler writes a fused one
-            if len(group) > 1:
-                found.append(_collective(kind, axes, len(group), operand_bytes, runs, instruction))
+            if (size := len(group)) > 1:
+                named = re.search(r'op_name="([^"]*)"', instruction.attributes)
+                moved, op_name = moved_bytes(kind, operand_bytes, size), named[1] if named else ""
+                traits = (instruction.name, op_name, instruction.shape)
+                found.append(Collective(kind, axes, size, operand_bytes, moved, runs, *traits))
     return found
-
-
-def _collective(
-    kind: str, axes: tuple[str, ...], size: int, operand_bytes: int, runs: int, instruction: Instruction
-) -> Collective:
-    named = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    moved = moved_bytes(kind, operand_bytes, size)
-    op_name = named[1] if named else ""
-    return Collective(kind, axes, size, operand_bytes, moved, runs, instruction.name, op_name, instruction.shape)
 
 
 def moved_bytes(kind: str, operand_bytes: int, size: int) -> int:

@@ -92,11 +92,7 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     if not {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environ.keys():
         return None
     count = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
-    job, process_id = _number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_PROCID")
-    local = _number(environ, "SLURM_LOCALID")
-    assert job is not None
-    assert process_id is not None
-    assert local is not None
+    job, process_id, local = (_number(environ, f"SLURM_{name}") or 0 for name in ("JOB_ID", "PROCID", "LOCALID"))
     # One task a machine takes all its GPUs; one task a GPU takes the one of its number, unless Slurm hides the others.
     several = not re.fullmatch(r"1(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     shown = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES"))
@@ -158,12 +154,9 @@ def _tpu_env(text: str) -> dict[str, str]:
 def _skypilot(environ: Mapping[str, str]) -> Cluster | None:
     if not {"SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS"} <= environ.keys():
         return None
-    nodes = environ["SKYPILOT_NODE_IPS"].split()
-    rank = _number(environ, "SKYPILOT_NODE_RANK")
-    assert rank is not None
-    return Cluster(
-        kind="SkyPilot", coordinator=f"{nodes[0]}:{SKYPILOT_PORT}", num_processes=len(nodes), process_id=rank
-    )
+    nodes, rank = environ["SKYPILOT_NODE_IPS"].split(), _number(environ, "SKYPILOT_NODE_RANK") or 0
+    coordinator = f"{nodes[0]}:{SKYPILOT_PORT}"
+    return Cluster(kind="SkyPilot", coordinator=coordinator, num_processes=len(nodes), process_id=rank)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:

@@ -125,6 +125,6 @@ def _seconds(name: str, given: float | None, default: float, least: float = 0.0)
     return seconds
 
 
-def here() -> Cluster | None:
+def own_cluster() -> Cluster | None:
     """What `start` would find without arguments."""
     return find_cluster(os.environ, metadata=_metadata())

@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jaxtyping import Array
 
 
 def is_first() -> bool:
@@ -66,13 +64,3 @@ def first_does(action: Callable[[], Any]) -> Any:
             raise OSError(number, f"{text} (on process 0)")
         raise known.get(kind, RuntimeError)(f"{text} (on process 0)")
     return outcome["result"]
-
-
-def put(x: Any, sharding: NamedSharding | None) -> Array:
-    """A host array, the same on every process, laid out over the devices of all; each process sends its own parts."""
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
-    host = np.asarray(x)
-    return jax.make_array_from_callback(host.shape, sharding, lambda region: host[region])

@@ -2,8 +2,13 @@
 
 import pytest
 
-from qwen3_jax.text.parsing import AnswerParser, parse_output, parse_tool_calls
+from qwen3_jax.text.parsing import AnswerParser, parse_output
 from tests.qwen3_jax.text.conversations import block, call
+
+
+def parsed(text: str) -> tuple:
+    """Content and calls of an answer without thinking."""
+    return parse_output(text, block="closed")[1:]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ from tests.qwen3_jax.text.conversations import block, call
     ],
 )
 def test_tool_calls_leave_the_content(text: str, content: str, calls: list[dict]) -> None:
-    assert parse_tool_calls(text) == (content, calls)
+    assert parsed(text) == (content, calls)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +60,14 @@ def test_tool_calls_leave_the_content(text: str, content: str, calls: list[dict]
     ids=lambda text: text[:60],
 )
 def test_what_is_not_a_call_stays_in_the_content(broken: str) -> None:
-    assert parse_tool_calls(broken) == (broken, [])
-    assert parse_tool_calls(f"{broken}\n{block('g', {})}") == (broken, [call("g", {})])
+    assert parsed(broken) == (broken, [])
+    assert parsed(f"{broken}\n{block('g', {})}") == (broken, [call("g", {})])
     assert parse_output(f"<think>\n\n</think>\n\n{broken}").content == broken
 
 
 def test_without_calls_the_content_is_untouched() -> None:
     for text in [" two ", "", "</tool_call>", "a <tool_call> b"]:
-        assert parse_tool_calls(text) == (text, [])
+        assert parsed(text) == (text, [])
 
 
 def test_only_what_may_become_a_call_is_held_back() -> None:
@@ -75,4 +80,4 @@ def test_only_what_may_become_a_call_is_held_back() -> None:
 
 def test_hostile_text_takes_no_quadratic_time() -> None:
     for text in ("<tool_call>" * 30_000, '<tool_call>{"' * 30_000, "<tool_call>{" + '"a":[' * 30_000):
-        assert parse_tool_calls(text) == (text, [])
+        assert parsed(text) == (text, [])
