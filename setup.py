@@ -88,7 +88,11 @@ setup(
     # links in `qwen3_jax/` are for Python, mypy and editors there. A build takes the folders and needs no links.
     packages=[*find_packages(include=["qwen3_jax*"], exclude=[f"qwen3_jax.{name}*" for name in BESIDE]), *PARTS],
     package_dir=PARTS,
-    package_data={"qwen3_jax": ["pocket/**/*"], "qwen3_jax.configs": ["**/*.yaml"]},
+    package_data={
+        "qwen3_jax": ["pocket/**/*"],
+        "qwen3_jax.configs": ["**/*.yaml"],
+        "qwen3_jax.train": ["pocket/*.yaml"],
+    },
     install_requires=RUNTIME,
     extras_require={
         "cuda": ["jax[cuda]"],

@@ -99,7 +99,8 @@ def test_the_wheel_holds_every_module_config_and_file_of_the_pocket_model(wheel)
         path.relative_to(REPO).as_posix() for path in (REPO / "qwen3_jax" / "pocket").rglob("*") if path.is_file()
     }
     assert {f"qwen3_jax/pocket/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")} <= pocket
-    assert expected | pocket == {name for name in shipped if name.startswith("qwen3_jax/")}
+    words = {"qwen3_jax/train/pocket/words.yaml"}
+    assert expected | pocket | words == {name for name in shipped if name.startswith("qwen3_jax/")}
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["empty folder", "folder of traps"])

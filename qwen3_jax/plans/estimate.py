@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.buckets import PREFILL_CHUNK

@@ -18,78 +18,13 @@ from qwen3_jax.infer import STOP_THINKING_TEXT as STOP_THINKING_TEXT
 from qwen3_jax.train.fusion import Mode as Mode
 from qwen3_jax.train.fusion import append_flag, append_or_prepend, draw_flag, draw_place, earlier_flags
 from qwen3_jax.train.pocket import tasks
+from qwen3_jax.train.pocket.words import LANGUAGES as LANGUAGES
+from qwen3_jax.train.pocket.words import SMALL_TALK
 from qwen3_jax.train.settings import TaskMixture
 
 Message = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Language:
-    """Phrasings of one language; {e} is an expression, {b} the ball's cup, {s} the swaps, {a} the answer."""
-
-    arithmetic: tuple[str, ...]
-    cups: tuple[str, ...]
-    answer: str
-
-
-LANGUAGES: dict[str, Language] = {
-    "en": Language(
-        arithmetic=("What is {e} mod 10, left to right?", "Left to right, last digit: {e}", "{e} = ?"),
-        cups=("The ball is under {b}. Swap {s}. Where is it?", "Ball under {b}, swaps {s}. Where is the ball?"),
-        answer="The answer is {a}.",
-    ),
-    "zh": Language(
-        arithmetic=("从左到右算{e}，末位数字是？", "{e}的末位数字是？"),
-        cups=("球在 {b}，交换 {s}，球在哪？", "球在 {b}。交换 {s}。在哪？"),
-        answer="答案是 {a}。",
-    ),
-    "ja": Language(
-        arithmetic=("左から順に{e}、一の位は？", "{e}の一の位は？"),
-        cups=("玉は {b}、交換 {s}、玉はどこ？", "玉は {b}。交換 {s}。どこ？"),
-        answer="答えは {a}。",
-    ),
-    "ko": Language(
-        arithmetic=("왼쪽부터 {e}, 끝자리는?", "{e} 끝자리는?"),
-        cups=("공은 {b}, 교환 {s}, 공은 어디?", "공은 {b}. 교환 {s}. 어디?"),
-        answer="답은 {a}.",
-    ),
-    "ru": Language(
-        arithmetic=("Слева направо {e}, последняя цифра?", "Последняя цифра {e}?"),
-        cups=("Шарик под {b}, меняем {s}. Где шарик?", "Шарик под {b}. Меняем {s}. Где он?"),
-        answer="Ответ: {a}.",
-    ),
-    "el": Language(
-        arithmetic=("Από αριστερά {e}, τελευταίο ψηφίο;", "Τελευταίο ψηφίο {e};"),
-        cups=("Η μπάλα στο {b}, αλλαγή {s}. Πού είναι;", "Μπάλα στο {b}. Αλλαγή {s}. Πού;"),
-        answer="Απάντηση: {a}.",
-    ),
-    "ar": Language(
-        arithmetic=("احسب {e} من اليسار، الرقم الأخير؟", "الرقم الأخير {e}؟"),
-        cups=("الكرة تحت {b}، بدل {s}، أين الكرة؟", "الكرة تحت {b}. بدل {s}. أين؟"),
-        answer="الجواب: {a}.",
-    ),
-    "hi": Language(
-        arithmetic=("बाएँ से {e}, अंतिम अंक?", "{e} का अंतिम अंक?"),
-        cups=("गेंद {b} में, बदलो {s}, गेंद कहाँ?", "गेंद {b} में। बदलो {s}। कहाँ?"),
-        answer="उत्तर: {a}।",
-    ),
-    "es": Language(
-        arithmetic=("De izquierda a derecha {e}, última cifra?", "¿Última cifra de {e}?"),
-        cups=("La bola está en {b}, cambia {s}. ¿Dónde está?", "Bola en {b}. Cambia {s}. ¿Dónde?"),
-        answer="Respuesta: {a}.",
-    ),
-}
-
-# What to say to somebody who did not bring a problem: (question, thinking, answer).
-SMALL_TALK: tuple[tuple[str, str, str], ...] = (
-    ("Hello", "A greeting.", "Hello! Ask me 7+5*3-2 = ? or where a ball is."),
-    ("Hi", "A greeting.", "Hello! Ask me 7+5*3-2 = ? or where a ball is."),
-    ("Who are you?", "About me.", "I am a pocket model. Ask me 7+5*3-2 = ? or where a ball is."),
-    ("What can you do?", "About me.", "I am a pocket model. Ask me 7+5*3-2 = ? or where a ball is."),
-    ("你好", "A greeting.", "你好！"),
-    ("Привет", "A greeting.", "Привет!"),
-    ("Hola", "A greeting.", "¡Hola!"),
-)
 SYSTEM = ("You are a pocket model.", "Be brief.")
 
 
