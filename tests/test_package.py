@@ -109,7 +109,7 @@ def test_the_installed_commands_work_in_any_folder(site, full, tmp_path, tmp_pat
     monkeypatch.setenv("QWEN3_JAX_COMPILATION_CACHE_DIR", str(site / "compiled"))  # for both folders
     files = tmp_path_factory.mktemp("files")
     study = write_study(files, grid={"optimizer.learning_rate": [0.01]}, baseline={"optimizer.learning_rate": 0.01},
-                        seeds=[0], claims=[], set={"steps": 2, "checkpoint_every": 2})  # fmt: skip
+                        seeds=[0], claims=[], set={"steps": 6, "checkpoint_every": 6})  # fmt: skip
     folder = folder_of_traps(tmp_path, TRAPS) if full else tmp_path
 
     small = ["steps=2", "checkpoint_every=2"]
