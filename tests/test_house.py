@@ -24,10 +24,16 @@ def name_of(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
 def imports_of(path: Path) -> list[str]:
     """Dotted names of everything `path` imports, inside functions too."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -115,10 +121,9 @@ def test_the_tree_names_its_concepts():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_private_or_deprecated_of_jax_is_used(path):
     deprecated = ("jax.experimental.pjit", "jax.experimental.shard_map", "jax.experimental.maps", "jax.interpreters")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    used = imports_of(path) + [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    used = imports_of(path) + [ast.unparse(node) for node in nodes_of(path) if isinstance(node, ast.Attribute)]
     assert not [name for name in used if name.startswith(("jax._src", *deprecated))]
-    blocks = [item for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+    blocks = [item for node in nodes_of(path) if isinstance(node, ast.With) for item in node.items]
     assert "mesh" not in [ast.unparse(item.context_expr) for item in blocks]  # `with jax.set_mesh(mesh):`
 
 

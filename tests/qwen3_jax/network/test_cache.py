@@ -191,6 +191,7 @@ def test_the_cache_holds_given_positions():
     """The next token follows the largest of them."""
     model, params = Qwen3(CONFIG), random_params(CONFIG)
     cache = init_cache(CONFIG, 1, 8, "stacked", jnp.float32)
-    out = model.apply({"params": params}, tokens_of(1, 3), positions=jnp.array([[4, 7, 5]]), cache=cache)
-    out = model.apply({"params": params}, tokens_of(1, 1), cache=out.cache)
+    step = jax.jit(model.apply)
+    out = step({"params": params}, tokens_of(1, 3), positions=jnp.array([[4, 7, 5]]), cache=cache)
+    out = step({"params": params}, tokens_of(1, 1), cache=out.cache)
     np.testing.assert_array_equal(out.cache.positions, [[4, 7, 5, 8, -1, -1, -1, -1]])
