@@ -204,12 +204,14 @@ class Qwen3(nn.Module):
         assert cache is None or len(cache.keys) == size, "the cache was made for the other parameter layout"
         routings = []
         for number in range(size):
-            if unrolled:
-                one = partial(decoder_layer, settings, self.config.is_sparse(number), (number, None))
-                x, cache, routing = checkpointed(one, self.remat, True)(params[f"layers_{number}"], x, cache, inputs)
-                routing = jax.tree.map(lambda leaf: leaf[None], routing)
-            else:
-                x, cache, routing = self._scanned(settings, number, params[f"segments_{number}"], x, cache, inputs)
+            name = f"layers_{number}" if unrolled else f"segments_{number}"
+            with jax.named_scope(name):
+                if unrolled:
+                    one = partial(decoder_layer, settings, self.config.is_sparse(number), (number, None))
+                    x, cache, routing = checkpointed(one, self.remat, True)(params[name], x, cache, inputs)
+                    routing = jax.tree.map(lambda leaf: leaf[None], routing)
+                else:
+                    x, cache, routing = self._scanned(settings, number, params[name], x, cache, inputs)
             if routing is not None:
                 routings.append(routing)
         return x, None if cache is None else cache.constrained(), tuple(routings)
