@@ -53,11 +53,11 @@ def convert(
     entries = read_entries(directory)
     if check_tensors(config, entries, directory):
         check_tied(entries)
-    merge = _no_adapter if adapter is None else partial(merged_blocks, *read_adapters(adapter, config))
+    merge = None if adapter is None else partial(merged_blocks, *read_adapters(adapter, config))
     tensors = []
     for name, shape in expected_shapes(config).items():
         kind = wanted or entries[name].dtype
-        blocks = partial(_blocks, entries[name], kind, merge(name))
+        blocks = partial(_blocks, entries[name], kind, merge and merge(name))
         tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
     with staged(target) as stage:
         files = write_sharded(stage, tensors, limit)
@@ -69,10 +69,6 @@ def convert(
         "tensors": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
     }
-
-
-def _no_adapter(name: str) -> None:
-    """Merges nothing into any tensor."""
 
 
 def _blocks(

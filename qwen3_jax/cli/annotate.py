@@ -93,10 +93,7 @@ def _show(args: argparse.Namespace, summary: Any) -> None:
         print_json(
             {
                 "output": args.output,
-                "records": summary.records,
-                "resumed": summary.resumed,
-                "documents": summary.documents,
-                "characters": summary.characters,
+                **{name: getattr(summary, name) for name in ("records", "resumed", "documents", "characters")},
                 **({"tokens": summary.tokens} if args.tokenizer else {}),
                 "agreement": {label: summary.agreed[label] / n for label, n in summary.compared.items()},
             }

@@ -10,6 +10,7 @@ from qwen3_jax.cli.arguments import Parser, UsageError, whole_number
 BUDGETS = (0, 8, 16, 32, 64, None)
 CUT = 16  # the budget of the answer that is cut short
 _SEED = 0  # of the problems
+_KEPT = ("thinking", "content", "thinking_tokens", "budget_exhausted")  # of each result
 _EPILOG = """\
 The problems are of the kinds the model was trained on, but held out from its training, in all its languages. Everything
 is greedy, so the numbers are the same at every run on the same machine.
@@ -90,10 +91,7 @@ class Demo:
                     "question": question,
                     "answer": problem.answer,
                     "right": right,
-                    "thinking": result.thinking,
-                    "content": result.content,
-                    "thinking_tokens": result.thinking_tokens,
-                    "budget_exhausted": result.budget_exhausted,
+                    **{name: getattr(result, name) for name in _KEPT},
                 }
             )
         return found

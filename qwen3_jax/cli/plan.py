@@ -126,15 +126,8 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     mesh_config.resolve(topology.num_devices)
     config = _model(args.model) if args.train is None else ModelConfig.from_hf(args.train.model)
     mesh = mesh_config.build(topology_devices(topology))
-    request = Request(
-        model=args.model,
-        config=config,
-        mesh=mesh_config,
-        topology=topology,
-        mode=args.mode,
-        sequence_length=args.sequence_length,
-        batch_size=args.batch_size,
-    )
+    flags = {name: getattr(args, name) for name in ("model", "mode", "sequence_length", "batch_size")}
+    request = Request(config=config, mesh=mesh_config, topology=topology, **flags)
     asked = (config, mesh, mesh_config.table, args.sequence_length, args.batch_size)
     calls = 1
     if args.train is not None:

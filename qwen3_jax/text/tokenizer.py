@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3_jax.text import template as chat
 from qwen3_jax.text.backends import AddedToken, Backend, SentencePieceBackend, TokenizersBackend
-from qwen3_jax.text.files import CONFIG, TEMPLATE, TokenizerFiles, read_templates, read_tokenizer_files
+from qwen3_jax.text.files import CONFIG, JSON_MODEL, TEMPLATE, TokenizerFiles, read_templates, read_tokenizer_files
 from qwen3_jax.text.streaming import TextStream
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -130,7 +130,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
       ValueError: a file that can not be read as what it should be.
     """
     files = read_tokenizer_files(path)
-    read = TokenizersBackend if files.kind == "tokenizers" else SentencePieceBackend
+    read = TokenizersBackend if files.main == JSON_MODEL else SentencePieceBackend
     try:
         backend: Backend = read(files.contents[files.main], _added_tokens(files))
     except ValueError as error:
