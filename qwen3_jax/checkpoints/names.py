@@ -1,4 +1,4 @@
-"""Which tensors of a Hugging Face checkpoint make up which parameter, derived from the one declaration in `params`."""
+"""Which tensors of a Hugging Face checkpoint make up which parameter, derived from their one declaration."""
 
 import dataclasses
 import re

@@ -94,7 +94,7 @@ def load_parameters(
     tree: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Reads every parameter: on CPU whole, its buffer becomes the array; on an accelerator a stack is filled layer by
-    layer on the device. `tree` declares others than the model's own, see `tensor_map.leaves`."""
+    layer on the device. `tree` declares others than the model's own, see `names.leaves`."""
     on_host = _shares_host_memory(mesh)
     work: list[_Job] = []
     for leaf in leaves(config, layout, tree):

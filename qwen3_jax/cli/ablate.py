@@ -24,7 +24,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("ablate", "Runs an ablation from its file.", _EPILOG)
     result.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one of configs/ablation")
     result.add_argument(

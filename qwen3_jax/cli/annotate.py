@@ -24,7 +24,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("annotate", "Gives labels to the examples of JSONL files.", _EPILOG, json=True)
     result.add_argument("inputs", metavar="INPUT", nargs="*", default=[], help="JSONL files")
     result.add_argument("--output", metavar="OUT", help="the JSONL file to write")

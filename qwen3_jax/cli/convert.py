@@ -14,7 +14,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser(
         "convert",
         "Writes a checkpoint in another dtype, with other shard sizes, or with adapters merged.",

@@ -18,7 +18,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("corpus", "Makes a small multilingual corpus with labels, from a seed.", _EPILOG, json=True)
     result.add_argument("directory", metavar="OUT_DIR", nargs="?", help="the directory to write")
     result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values other than the defaults")

@@ -18,7 +18,6 @@ is greedy, so the numbers are the same at every run on the same machine.
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("demo", "Both modes and the thinking budget, on the embedded pocket model.", _EPILOG, json=True)
     result.add_argument(
         "--problems", type=whole_number, default=64, metavar="N", help="problems at each budget of the table (64)"

@@ -17,7 +17,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("inspect", "Says what a checkpoint, or a published size, is.", _EPILOG, json=True)
     result.add_argument("path", metavar="PATH", nargs="?", help="a directory in Hugging Face form, or an id of the hub")
     result.add_argument(

@@ -25,7 +25,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser(
         "plan",
         "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.",

@@ -15,7 +15,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG, json=True)
     add = result.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")

@@ -68,7 +68,7 @@ class Tokenizer:
         return self._backend.decode(_checked_ids(ids), skip_special_tokens)
 
     def text_stream(self, skip_special_tokens: bool = False) -> TextStream:
-        """Decodes token by token; `detokenize.IncrementalDetokenizer` is the comfortable form."""
+        """Decodes token by token; `streaming.IncrementalDetokenizer` is the comfortable form."""
         return self._backend.text_stream(skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
@@ -82,7 +82,7 @@ class Tokenizer:
         enable_thinking: object = True,
         add_generation_prompt: object = True,
     ) -> str:
-        """The prompt that the checkpoint's own chat template makes of a conversation (see `chat.render`).
+        """The prompt that the checkpoint's own chat template makes of a conversation (see `template.render`).
 
         Raises:
           ValueError: no chat template, malformed messages or tools, or the template refuses them.
