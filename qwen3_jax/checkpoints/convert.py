@@ -61,7 +61,8 @@ def convert(
         tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
     with staged(target) as stage:
         files = write_sharded(stage, tensors, limit)
-        _copy_companions(directory, stage, _with_dtype(hf, tensors[0].dtype.name))
+        key = "dtype" if "dtype" in hf and "torch_dtype" not in hf else "torch_dtype"
+        _copy_companions(directory, stage, {**hf, key: tensors[0].dtype.name})
     return {
         "path": str(target),
         "dtype": tensors[0].dtype.name,
@@ -77,11 +78,6 @@ def _blocks(
     if merge is None:
         return read_blocks(entry, kind)
     return (block.astype(kind) for block in merge(read_blocks(entry, np.dtype(np.float32))))
-
-
-def _with_dtype(hf: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json with its dtype changed, under the key that it uses."""
-    return {**hf, "dtype" if "dtype" in hf and "torch_dtype" not in hf else "torch_dtype": dtype}
 
 
 def _copy_companions(directory: Path, stage: Path, config: Mapping[str, Any]) -> None:

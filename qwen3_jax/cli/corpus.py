@@ -28,15 +28,11 @@ def run(args: argparse.Namespace) -> int:
     """Writes the corpus and names its files."""
     if args.directory is None or "=" in args.directory:
         raise UsageError("a directory is needed, got none: write qwen3-jax corpus OUT_DIR")
-    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.cli.common import print_result
     from qwen3_jax.train.config import parse
     from qwen3_jax.train.mixture.corpus import CorpusConfig, write_corpus
     from qwen3_jax.train.overlays import apply, parse_overrides
 
     config = parse(CorpusConfig, apply({}, parse_overrides(args.overrides)))
     made = {name: str(path) for name, path in write_corpus(config, args.directory).items()}
-    if args.json:
-        print_json(made)
-    else:
-        print(*made.values(), sep="\n")
-    return 0
+    return print_result(args, made, "\n".join(made.values()))
