@@ -57,7 +57,7 @@ def convert(
     tensors = []
     for name, shape in expected_shapes(config).items():
         kind = wanted or entries[name].dtype
-        blocks = partial(_blocks, entries[name], kind, merge and merge(name))
+        blocks = partial(_blocks, entries[name], kind, None if merge is None else merge(name))
         tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
     with staged(target) as stage:
         files = write_sharded(stage, tensors, limit)

@@ -33,7 +33,7 @@ def pending_tensors(
     _check_params(ours, params)
     tensors: dict[str, PendingTensor] = {}
     for leaf in ours:
-        array = functools.reduce(operator.getitem, leaf.path, params)
+        array: Any = functools.reduce(operator.getitem, leaf.path, params)
         fetch = _HostCopy(leaf, array)
         for index, name in leaf.tensors.items():
             blocks = partial(fetch.blocks, index)

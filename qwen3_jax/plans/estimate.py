@@ -78,7 +78,8 @@ def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int, rules: 
     weight_axes = axes_of("embed", rules)
     weight_shards = math.prod(sizes[axis] for axis in weight_axes)
     tokens = rows * tokens_a_row / sizes["context"]
-    return Shards(*(sizes[axis] for axis in MESH_AXES), rows, tokens, weight_axes, weight_shards)
+    axes = {axis: sizes[axis] for axis in MESH_AXES}
+    return Shards(rows=rows, tokens=tokens, weight_axes=weight_axes, weight_shards=weight_shards, **axes)
 
 
 def estimate(

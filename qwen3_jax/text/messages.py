@@ -130,9 +130,10 @@ def _plain(value: object, where: str, depth: int = 0) -> Any:
         raise ValueError(f"{where[:80]}... is nested too deeply, got more than {_DEPTH} levels: give flatter data")
     if value is None or isinstance(value, bool):
         return value
-    for kind, own in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
-        if isinstance(value, kind):
-            return own(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int.__int__(value) if isinstance(value, int) else float.__float__(value)
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
