@@ -19,13 +19,8 @@ from qwen3_jax.sharding.mesh import make_mesh as make_mesh
 from qwen3_jax.sharding.mesh import mesh_config as mesh_config
 from qwen3_jax.sharding.mesh import parse_mesh as parse_mesh
 from qwen3_jax.sharding.platforms import target_platform as target_platform
-from qwen3_jax.sharding.rules import CONTEXT as CONTEXT
-from qwen3_jax.sharding.rules import DATA as DATA
 from qwen3_jax.sharding.rules import DEFAULT_RULES as DEFAULT_RULES
-from qwen3_jax.sharding.rules import EXPERT as EXPERT
-from qwen3_jax.sharding.rules import FSDP as FSDP
 from qwen3_jax.sharding.rules import MESH_AXES as MESH_AXES
-from qwen3_jax.sharding.rules import TENSOR as TENSOR
 from qwen3_jax.sharding.rules import Rules as Rules
 from qwen3_jax.sharding.rules import axes_of as axes_of
 from qwen3_jax.sharding.rules import logical_to_spec as logical_to_spec

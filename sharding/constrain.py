@@ -1,6 +1,7 @@
 """Layouts of arrays inside compiled functions, by logical axes. Without a mesh all of it is the identity."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -38,10 +39,7 @@ def current_mesh() -> Any:
 def mesh_size(axes: Sequence[str]) -> int:
     """Product of the sizes of these axes of the current mesh; 1 without a mesh."""
     mesh = current_mesh()
-    size = 1
-    for axis in axes if mesh is not None else ():
-        size *= mesh.shape.get(axis, 1)
-    return size
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
 def dividing(size: int, axes: Sequence[str]) -> tuple[str, ...]:

@@ -35,19 +35,11 @@ _TARGET = re.compile(r"\.(?:self_attn|mlp)\.(\w+)\.lora_A\.weight$")
 # What else PEFT's configuration says, with the value under which it changes nothing here.
 _PLAIN: dict[str, Any] = {
     "bias": "none",
-    "fan_in_fan_out": False,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "modules_to_save": None,
     "rank_pattern": {},
     "alpha_pattern": {},
-    "use_dora": False,
-    "use_qalora": False,
-    "lora_bias": False,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-    "alora_invocation_tokens": None,
+    **dict.fromkeys("fan_in_fan_out use_dora use_qalora lora_bias".split(), False),
+    **dict.fromkeys("layers_to_transform layers_pattern modules_to_save target_parameters".split()),
+    **dict.fromkeys("trainable_token_indices layer_replication alora_invocation_tokens".split()),
 }
 
 

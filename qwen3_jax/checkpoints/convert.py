@@ -54,15 +54,16 @@ def convert(
     entries = read_entries(directory)
     if check_tensors(config, entries, directory):
         check_tied(entries)
-    merge = _no_adapter if adapter is None else partial(merged_blocks, *read_adapters(adapter, config))
+    merge = None if adapter is None else partial(merged_blocks, *read_adapters(adapter, config))
     tensors = []
     for name, shape in expected_shapes(config).items():
         kind = wanted or entries[name].dtype
-        blocks = partial(_blocks, entries[name], kind, merge(name))
+        blocks = partial(_blocks, entries[name], kind, None if merge is None else merge(name))
         tensors.append(PendingTensor(name=name, dtype=kind, shape=shape, blocks=blocks))
     with staged(target) as stage:
         files = write_sharded(stage, tensors, limit)
-        _copy_companions(directory, stage, _with_dtype(hf, tensors[0].dtype.name))
+        key = "dtype" if "dtype" in hf and "torch_dtype" not in hf else "torch_dtype"
+        _copy_companions(directory, stage, {**hf, key: tensors[0].dtype.name})
     return {
         "path": str(target),
         "dtype": tensors[0].dtype.name,
@@ -72,21 +73,12 @@ def convert(
     }
 
 
-def _no_adapter(name: str) -> None:
-    """Merges nothing into any tensor."""
-
-
 def _blocks(
     entry: TensorEntry, kind: np.dtype, merge: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] | None
 ) -> Iterator[np.ndarray]:
     if merge is None:
         return read_blocks(entry, kind)
     return (block.astype(kind) for block in merge(read_blocks(entry, np.dtype(np.float32))))
-
-
-def _with_dtype(hf: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json with its dtype changed, under the key that it uses."""
-    return {**hf, "dtype" if "dtype" in hf and "torch_dtype" not in hf else "torch_dtype": dtype}
 
 
 def _copy_companions(directory: Path, stage: Path, config: Mapping[str, Any]) -> None:

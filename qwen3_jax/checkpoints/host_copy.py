@@ -1,5 +1,7 @@
 """Parameters as the tensors of a checkpoint: checked, then copied to the host a layer at a time as they are written."""
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from qwen3_jax.checkpoints.names import Leaf, leaves
+from qwen3_jax.checkpoints.names import Leaf, differences, leaves
 from qwen3_jax.checkpoints.safetensors import DTYPES, PendingTensor
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.specs import Layout, Params, layout_of
@@ -31,15 +33,11 @@ def pending_tensors(
     _check_params(ours, params)
     tensors: dict[str, PendingTensor] = {}
     for leaf in ours:
-        array = _get(params, leaf.path)
+        array: Any = functools.reduce(operator.getitem, leaf.path, params)
         fetch = _HostCopy(leaf, array)
         for index, name in leaf.tensors.items():
-            tensors[name] = PendingTensor(
-                name=name,
-                dtype=np.dtype(array.dtype),
-                shape=leaf.tensor_shape,
-                blocks=partial(fetch.blocks, index),
-            )
+            blocks = partial(fetch.blocks, index)
+            tensors[name] = PendingTensor(name=name, dtype=array.dtype, shape=leaf.tensor_shape, blocks=blocks)
     unrolled = leaves(config, "unrolled", declaration(config, "unrolled"))
     order = [name for leaf in unrolled for name in leaf.tensors.values()]
     return [tensors[name] for name in order]
@@ -94,27 +92,14 @@ def _on_host(array: Array) -> bool:
 
 
 def _check_params(ours: Sequence[Leaf], params: Params) -> None:
-    expected = {leaf.path: leaf.shape for leaf in ours}
+    expected = {".".join(leaf.path): leaf.shape for leaf in ours}
     flat, _ = jax.tree_util.tree_flatten_with_path(dict(params))
-    given = {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
-    problems = [
-        f"{'.'.join(path)}: expected {list(shape)}, got none" for path, shape in expected.items() if path not in given
-    ]
-    for path, leaf in given.items():
-        if path not in expected:
-            problems.append(f"{'.'.join(path)}: expected none, got {list(leaf.shape)}")
-        elif leaf.shape != expected[path]:
-            problems.append(f"{'.'.join(path)}: expected {list(expected[path])}, got {list(leaf.shape)}")
-        elif np.dtype(leaf.dtype) not in DTYPES.values():
-            problems.append(f"{'.'.join(path)}: {leaf.dtype} can not be stored")
+    given = {".".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
+    problems = differences(expected, {name: leaf.shape for name, leaf in given.items()}, "got")
+    stored = DTYPES.values()
+    problems += [f"{name}: {x.dtype} can not be stored" for name, x in given.items() if np.dtype(x.dtype) not in stored]
     if problems:
         raise ValueError(
             f"params must be those of the model, got {len(problems)} that differ: {'; '.join(problems[:5])}: pass the "
             "tree that init or from_pretrained returned"
         )
-
-
-def _get(params: Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params

@@ -34,7 +34,8 @@ def inspect_checkpoint(path_or_hub_id: str | Path) -> dict[str, Any]:
     hf = read_json_object(directory / "config.json")
     config = ModelConfig.from_hf(hf)
     generation = read_generation(directory)
-    tok = load_tokenizer(directory) if _has_tokenizer(directory) else None
+    has_tokenizer = (directory / "tokenizer.json").is_file() or any(directory.glob("*.model"))
+    tok = load_tokenizer(directory) if has_tokenizer else None
     entries = read_entries(directory) if any(directory.glob("*.safetensors*")) else {}
     surplus_head = bool(entries) and check_tensors(config, entries, directory)
     template = describe_template(tok)
@@ -105,10 +106,6 @@ def describe_template(tok: Tokenizer | None) -> dict[str, Any]:
     return {"kind": kind, "enable_thinking_acts": kind == "hybrid"}
 
 
-def _has_tokenizer(directory: Path) -> bool:
-    return (directory / "tokenizer.json").is_file() or any(directory.glob("*.model"))
-
-
 def _describe_tokenizer(directory: Path, tok: Tokenizer | None) -> dict[str, Any] | None:
     if tok is None:
         return None
@@ -151,13 +148,11 @@ def _releases() -> dict[str, ModelConfig]:
     return {name: load_model_config(name) for name in config_names()}
 
 
-def _rope_key(config: ModelConfig) -> tuple[float, int]:
-    return config.rope_theta, config.max_position_embeddings
-
-
 def _release(config: ModelConfig) -> list[str]:
     """Names of the published releases of this size and rope (Instruct and Thinking share theirs)."""
-    return [name for name, release in _family(config).items() if _rope_key(release) == _rope_key(config)]
+    rope, context = config.rope_theta, config.max_position_embeddings
+    family = _family(config).items()
+    return [name for name, r in family if (r.rope_theta, r.max_position_embeddings) == (rope, context)]
 
 
 def _odd_config(config: ModelConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which tensors of a Hugging Face checkpoint make up which parameter, derived from the one declaration in `params`."""
+"""Which tensors of a Hugging Face checkpoint make up which parameter, derived from their one declaration."""
 
 import dataclasses
 import re
@@ -88,23 +88,23 @@ def check_tensors(config: ModelConfig, entries: Mapping[str, TensorEntry], direc
     return surplus_head
 
 
+def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], have: str) -> list[str]:
+    """In: {"a": (2, 3)}, {"b": (4,)}, "got"     Out: ["a: expected [2, 3], got none", "b: expected none, got [4]"]"""
+    names = [name for name in dict.fromkeys([*expected, *found]) if expected.get(name) != found.get(name)]
+    texts = ([list(shapes[name]) if name in shapes else "none" for shapes in (expected, found)] for name in names)
+    return [f"{name}: expected {ours}, {have} {theirs}" for name, (ours, theirs) in zip(names, texts, strict=True)]
+
+
 def compare_tensors(
     expected: Mapping[str, tuple[int, ...]], entries: Mapping[str, TensorEntry], directory: Path
 ) -> None:
     """Refuses files whose tensors are not the expected ones; see `check_tensors`."""
-    problems = []
-    for name, shape in expected.items():
-        entry = entries.get(name)
-        if entry is None:
-            problems.append(f"{name}: expected {list(shape)}, the files have none")
-        elif entry.shape != shape:
-            problems.append(f"{name}: expected {list(shape)}, the files have {list(entry.shape)}")
-        elif entry.dtype_name not in FLOATING:
-            problems.append(f"{name}: expected one of {', '.join(FLOATING)}, the files have {entry.dtype_name}")
+    found = {name: entry.shape for name, entry in entries.items() if name in expected or not _BUFFERS.fullmatch(name)}
+    problems = differences(expected, found, "the files have")
     problems += [
-        f"{name}: expected none, the files have {list(entry.shape)}"
-        for name, entry in entries.items()
-        if name not in expected and not _BUFFERS.fullmatch(name)
+        f"{name}: expected one of {', '.join(FLOATING)}, the files have {entries[name].dtype_name}"
+        for name, shape in expected.items()
+        if found.get(name) == shape and entries[name].dtype_name not in FLOATING
     ]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -16,25 +16,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
+    **dict(zip(FLOATING, map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)), strict=True)),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (64, 32, 16, 8)},
     "BOOL": np.dtype(np.bool_),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 INDEX = "model.safetensors.index.json"
-FLOATING = ("F64", "F32", "F16", "BF16")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BLOCK = 4 << 20  # bytes of scratch when a read is not a plain copy
 _MAX_HEADER = 100_000_000  # the format's own bound

@@ -4,10 +4,10 @@ What is resident on the host is the parameters themselves on CPU (each tensor is
 then takes over), and a bounded window of single tensors on an accelerator. On a mesh, a device reads only its slice.
 """
 
-import functools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,13 +23,13 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.parameters.specs import Layout
 from qwen3_jax.sharding import DEFAULT_RULES, Rules, named_sharding
 
-_JOB = 32 << 20  # bytes one thread reads at a time
+_RUN = 32 << 20  # bytes one thread reads at a time
 _WINDOW = 1 << 30  # bytes on the way to an accelerator; at least one tensor whatever its size
 
 Region = tuple[slice, ...]
 
 
-class _Piece:
+class _Read:
     """A parameter, or one layer of a stack, being read into host buffers: one a distinct slice that this process's
     devices need."""
 
@@ -72,9 +72,12 @@ class _Piece:
         return array
 
 
+_Job = tuple[Leaf, int | None, _Read]  # a parameter, or one layer of a stack with its number
+
+
 def _submit(pool: ThreadPoolExecutor, entry: TensorEntry, out: np.ndarray, region: Region) -> Iterator[Future[None]]:
     """Reads one tensor's region in runs of rows, each a job."""
-    step = max(1, _JOB * len(out) // max(out.nbytes, 1))
+    step = max(1, _RUN * len(out) // max(out.nbytes, 1))
     for at in range(0, len(out), step):
         rows = slice(region[0].start + at, region[0].start + min(at + step, len(out)))
         yield pool.submit(read_into, entry, out[at : at + step], (rows, *region[1:]))
@@ -91,21 +94,21 @@ def load_parameters(
     tree: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Reads every parameter: on CPU whole, its buffer becomes the array; on an accelerator a stack is filled layer by
-    layer on the device. `tree` declares others than the model's own, see `tensor_map.leaves`."""
+    layer on the device. `tree` declares others than the model's own, see `names.leaves`."""
     on_host = _shares_host_memory(mesh)
-    work: list[tuple[Leaf, int | None, _Piece]] = []
+    work: list[_Job] = []
     for leaf in leaves(config, layout, tree):
         sharding = None if mesh is None else named_sharding(mesh, leaf.axes, rules)
         if on_host or not leaf.stacked or (sharding is not None and sharding.spec[0] is not None):
-            work.append((leaf, None, _Piece(leaf, entries, dtype, sharding)))
+            work.append((leaf, None, _Read(leaf, entries, dtype, sharding)))
             continue
         inner = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
         for number in range(leaf.shape[0]):
-            work.append((leaf, number, _Piece(leaf.layer(number), entries, dtype, inner)))
+            work.append((leaf, number, _Read(leaf.layer(number), entries, dtype, inner)))
 
     params: dict[str, Any] = {}
-    for leaf, layer, piece in _windowed(work, pool, unlimited=on_host):
-        array = piece.finish()
+    for leaf, layer, read in _windowed(work, pool, unlimited=on_host):
+        array = read.finish()
         *parents, name = leaf.path
         holder = params
         for parent in parents:
@@ -114,9 +117,8 @@ def load_parameters(
             holder[name] = array
         else:
             if layer == 0:
-                holder[name] = _empty_stack(
-                    leaf.shape, dtype, None if mesh is None else named_sharding(mesh, leaf.axes, rules)
-                )
+                sharding = None if mesh is None else named_sharding(mesh, leaf.axes, rules)
+                holder[name] = jax.jit(partial(jnp.zeros, leaf.shape, dtype), out_shardings=sharding)()
             holder[name] = _set_layer(holder[name], array, layer)
         if not on_host:
             array.block_until_ready()  # its host buffer is free again
@@ -124,15 +126,12 @@ def load_parameters(
 
 
 def _shares_host_memory(mesh: Mesh | None) -> bool:
-    platform: str = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return platform == "cpu"
+    return bool((jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu")
 
 
-def _windowed(
-    work: list[tuple[Leaf, int | None, _Piece]], pool: ThreadPoolExecutor, unlimited: bool
-) -> Iterator[tuple[Leaf, int | None, _Piece]]:
+def _windowed(work: list[_Job], pool: ThreadPoolExecutor, unlimited: bool) -> Iterator[_Job]:
     """Starts reads ahead of their use, all of them or as many bytes as the window holds."""
-    waiting, started, ahead = deque(work), deque[tuple[Leaf, int | None, _Piece]](), 0
+    waiting, started, ahead = deque(work), deque[_Job](), 0
     while waiting or started:
         while waiting and (unlimited or not started or ahead + waiting[0][2].nbytes <= _WINDOW):
             item = waiting.popleft()
@@ -144,10 +143,6 @@ def _windowed(
         yield item
 
 
-def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> Array:
-    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
-
-
-@functools.partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: Array, layer: Array, index: ArrayLike) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)

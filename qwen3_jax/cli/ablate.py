@@ -2,11 +2,11 @@
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 from qwen3_jax.cli.arguments import Parser, UsageError
+from qwen3_jax.cli.boundary import say
 from qwen3_jax.cli.options import config_file
 
 _EPILOG = """\
@@ -24,7 +24,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("ablate", "Runs an ablation from its file.", _EPILOG)
     result.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one of configs/ablation")
     result.add_argument(
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     root = _run_dir(args)
     shard = _shard(args.shard)
 
-    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.cli.common import print_result
     from qwen3_jax.train.ablate import Stopped, load_study, run_study, tabulate, write_table
     from qwen3_jax.train.ablate.plots import write_plots
     from qwen3_jax.train.ablate.table import put_on_page
@@ -54,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     root.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
-        outcomes = run_study(study, root, shard, report=_progress)
+        outcomes = run_study(study, root, shard, report=say)
     except Stopped:
-        _progress("asked to stop: run the same command to go on")
+        say("asked to stop: run the same command to go on")
         return 0
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -65,11 +64,7 @@ def run(args: argparse.Namespace) -> int:
     write_table(root, table, plots)
     if args.page is not None:
         put_on_page(Path(args.page), table, root, plots)
-    if args.json:
-        print_json(table)
-    else:
-        print(root / "table.md")
-    return 0
+    return print_result(args, table, root / "table.md")
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
@@ -92,10 +87,6 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
         raise UsageError(f"--shard must be I/N with I from 0 to N - 1, got {text!r}: write e.g. --shard 0/2")
     return int(index), int(shards)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _leave(*_: Any) -> None:

@@ -24,7 +24,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("annotate", "Gives labels to the examples of JSONL files.", _EPILOG, json=True)
     result.add_argument("inputs", metavar="INPUT", nargs="*", default=[], help="JSONL files")
     result.add_argument("--output", metavar="OUT", help="the JSONL file to write")
@@ -92,10 +91,7 @@ def _show(args: argparse.Namespace, summary: Any) -> None:
         print_json(
             {
                 "output": args.output,
-                "records": summary.records,
-                "resumed": summary.resumed,
-                "documents": summary.documents,
-                "characters": summary.characters,
+                **{name: getattr(summary, name) for name in ("records", "resumed", "documents", "characters")},
                 **({"tokens": summary.tokens} if args.tokenizer else {}),
                 "agreement": {label: summary.agreed[label] / n for label, n in summary.compared.items()},
             }

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 class UsageError(ValueError):
@@ -81,17 +83,16 @@ class _StoreOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def whole_number(text: str) -> int:
-    """For `type=`; which numbers make sense is checked where they are used."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+def _value_of(kind: Callable[[str], Number], what: str) -> Callable[[str], Number]:
+    """For `type=`; which numbers make sense is checked where they are used, also for NaN and infinities."""
+
+    def read(text: str) -> Number:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}") from None
+
+    return read
 
 
-def number(text: str) -> float:
-    """For `type=`; NaN and infinities pass here and are refused where they are used."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+whole_number, number = _value_of(int, "a whole number"), _value_of(float, "a number")

@@ -33,7 +33,6 @@ the conversation goes on. In a pipe every line of stdin is a message, and stdout
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("chat", "Talks with a model, turn by turn.", _EPILOG)
     result.add_argument("--system", metavar="TEXT", help="a system message")
     add_model_options(result)

@@ -34,10 +34,7 @@ class Opened:
 
     Attributes:
       name: what the user called it.
-      directory: where it is.
-      dtype: what to load it as.
-      model: the module; its parameters come with `load`.
-      tok: its tokenizer.
+      model: the module; its parameters, of `dtype`, come with `load`.
       adapter: directory of adapters that are to be merged into it.
     """
 
@@ -148,3 +145,12 @@ def read_json(name: str, what: str) -> Any:
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, on one line."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_result(args: argparse.Namespace, value: Mapping[str, Any], text: object) -> int:
+    """The value as JSON where --json was given, else the text; returns the exit status of success."""
+    if args.json:
+        print_json(value)
+    else:
+        print(text)
+    return 0

@@ -14,7 +14,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser(
         "convert",
         "Writes a checkpoint in another dtype, with other shard sizes, or with adapters merged.",
@@ -32,19 +31,13 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from qwen3_jax.checkpoints.convert import convert
-    from qwen3_jax.cli.common import print_json, spinner
+    from qwen3_jax.cli.common import print_result, spinner
     from qwen3_jax.cli.inspect import size
 
     with spinner(f"converting {args.source}"):
         done = convert(
             args.source, args.target, dtype=args.dtype, max_shard_size=args.max_shard_size, adapter=args.adapter
         )
-    if args.json:
-        print_json(done)
-    else:
-        files = len(done["files"])
-        print(
-            f"{done['path']}: {done['tensors']} tensors, {size(done['bytes'])} in {done['dtype']}, "
-            f"{files} file{'s' if files != 1 else ''}"
-        )
-    return 0
+    files = len(done["files"])
+    written = f"{done['tensors']} tensors, {size(done['bytes'])} in {done['dtype']}"
+    return print_result(args, done, f"{done['path']}: {written}, {files} file{'s' if files != 1 else ''}")

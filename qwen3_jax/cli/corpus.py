@@ -18,7 +18,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("corpus", "Makes a small multilingual corpus with labels, from a seed.", _EPILOG, json=True)
     result.add_argument("directory", metavar="OUT_DIR", nargs="?", help="the directory to write")
     result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values other than the defaults")
@@ -29,14 +28,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes the corpus and names its files."""
     if args.directory is None or "=" in args.directory:
         raise UsageError("a directory is needed, got none: write qwen3-jax corpus OUT_DIR")
-    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.cli.common import print_result
     from qwen3_jax.train.parsing import apply, parse, parse_overrides
     from qwen3_jax.train.pocket.corpus import CorpusConfig, write_corpus
 
     config = parse(CorpusConfig, apply({}, parse_overrides(args.overrides)))
     made = {name: str(path) for name, path in write_corpus(config, args.directory).items()}
-    if args.json:
-        print_json(made)
-    else:
-        print(*made.values(), sep="\n")
-    return 0
+    return print_result(args, made, "\n".join(made.values()))

@@ -10,6 +10,7 @@ from qwen3_jax.cli.arguments import Parser, UsageError, whole_number
 BUDGETS = (0, 8, 16, 32, 64, None)
 CUT = 16  # the budget of the answer that is cut short
 _SEED = 0  # of the problems
+_KEPT = ("thinking", "content", "thinking_tokens", "budget_exhausted")  # of each result
 _EPILOG = """\
 The problems are of the kinds the model was trained on, but held out from its training, in all its languages. Everything
 is greedy, so the numbers are the same at every run on the same machine.
@@ -17,7 +18,6 @@ is greedy, so the numbers are the same at every run on the same machine.
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("demo", "Both modes and the thinking budget, on the embedded pocket model.", _EPILOG, json=True)
     result.add_argument(
         "--problems", type=whole_number, default=64, metavar="N", help="problems at each budget of the table (64)"
@@ -90,10 +90,7 @@ class Demo:
                     "question": question,
                     "answer": problem.answer,
                     "right": right,
-                    "thinking": result.thinking,
-                    "content": result.content,
-                    "thinking_tokens": result.thinking_tokens,
-                    "budget_exhausted": result.budget_exhausted,
+                    **{name: getattr(result, name) for name in _KEPT},
                 }
             )
         return found

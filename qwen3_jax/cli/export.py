@@ -16,7 +16,6 @@ example:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("export", "Writes the model of a training run as it was at a checkpoint.", _EPILOG)
     result.add_argument("run_dir", metavar="RUN_DIR", help="the run_dir of `qwen3-jax train`")
     result.add_argument("target", metavar="OUT", help="the directory to write")

@@ -32,7 +32,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("generate", "Answers one prompt.", _EPILOG, json=True)
     group = result.add_argument_group("prompt", "Exactly one of the first four.")
     sources = group.add_mutually_exclusive_group()

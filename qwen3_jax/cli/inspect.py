@@ -17,7 +17,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("inspect", "Says what a checkpoint, or a published size, is.", _EPILOG, json=True)
     result.add_argument("path", metavar="PATH", nargs="?", help="a directory in Hugging Face form, or an id of the hub")
     result.add_argument(
@@ -65,16 +64,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     kinds = [f"{count} {kind}" for kind, count in layers.items() if count]
     yield "architecture", f"{config['model_type']}, {' and '.join(kinds)} layers"
     counts = found["parameters"]
-    yield (
-        "parameters",
-        f"{counts['total']:,} in all, {counts['active']:,} active a token, {counts['non_embedding']:,} not embedding",
-    )
+    active, other = f"{counts['active']:,} active a token", f"{counts['non_embedding']:,} not embedding"
+    yield "parameters", f"{counts['total']:,} in all, {active}, {other}"
     yield "memory", ", ".join(f"{name} {size(value)}" for name, value in found["memory"].items())
-    yield (
-        "cache",
-        ", ".join(f"{name} {size(value)}" for name, value in found["kv_cache_per_1k_tokens"].items())
-        + " for 1,024 tokens",
-    )
+    cache = ", ".join(f"{name} {size(value)}" for name, value in found["kv_cache_per_1k_tokens"].items())
+    yield "cache", f"{cache} for 1,024 tokens"
     extra = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in rope.items() if k != "type"]
     yield "rope", f"{rope['type']}, {', '.join(extra)}"
     yield "config", ", ".join(f"{key}={value}" for key, value in config.items() if value not in (None, False, [], 0.0))

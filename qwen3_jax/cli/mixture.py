@@ -23,7 +23,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("mixture", "Fits the weights of a data mixture from small proxy runs.", _EPILOG, json=True)
     result.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/mixture")
     result.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="values other than the file's")

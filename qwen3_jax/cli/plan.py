@@ -25,7 +25,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser(
         "plan",
         "Says what a model needs on TPUs or GPUs: memory, communication, FLOPs, and its bound.",
@@ -126,15 +125,8 @@ def _plan(args: argparse.Namespace, mesh_text: str | None) -> dict[str, Any]:
     mesh_config.resolve(topology.num_devices)
     config = _model(args.model) if args.train is None else ModelConfig.from_hf(args.train.model)
     mesh = mesh_config.build(topology_devices(topology))
-    request = Request(
-        model=args.model,
-        config=config,
-        mesh=mesh_config,
-        topology=topology,
-        mode=args.mode,
-        sequence_length=args.sequence_length,
-        batch_size=args.batch_size,
-    )
+    flags = {name: getattr(args, name) for name in ("model", "mode", "sequence_length", "batch_size")}
+    request = Request(config=config, mesh=mesh_config, topology=topology, **flags)
     asked = (config, mesh, mesh_config.table, args.sequence_length, args.batch_size)
     calls = 1
     if args.train is not None:
@@ -228,11 +220,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "FLOPs", f"{plan['flops_per_step']:.4g} a step, {plan['hardware_flops_per_step']:.4g} with recomputation"
     parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan["seconds"].items())
     yield "bound", f"{plan['bound']} ({parts})"
-    yield (
-        "allows",
-        f"{plan['mfu_bound']:.1%} MFU with everything overlapped, {plan['mfu_without_overlap']:.1%} with nothing; "
-        f"{plan['tokens_per_second_bound']:,.0f} tokens/s",
-    )
+    mfu = f"{plan['mfu_bound']:.1%} MFU with everything overlapped, {plan['mfu_without_overlap']:.1%} with nothing"
+    yield "allows", f"{mfu}; {plan['tokens_per_second_bound']:,.0f} tokens/s"
     yield "compiled in", f"{plan['compile_seconds']} s"
     for note in plan["notes"]:
         yield "note", note

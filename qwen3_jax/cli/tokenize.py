@@ -15,7 +15,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("tokenize", "Tokenises files of examples ahead of training.", _EPILOG, json=True)
     add = result.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="files, directories, globs, or hf:NAME")
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from qwen3_jax.cli.arguments import UsageError
-    from qwen3_jax.cli.common import print_json
+    from qwen3_jax.cli.common import print_result
     from qwen3_jax.compile_cache import user_cache
     from qwen3_jax.text.tokenizer import load_tokenizer
     from qwen3_jax.train.data.tokenize import tokenize
@@ -73,11 +72,6 @@ def run(args: argparse.Namespace) -> int:
             cache=user_cache() / "data",
             advance=lambda count, total: progress.update(task, completed=count, total=total),
         )
-    if args.json:
-        print_json(dataclasses.asdict(done))
-    else:
-        before = f", {done.done_before} were there before" if done.done_before else ""
-        print(
-            f"{done.path}: {done.shards} shards{before}; {done.documents:,} documents, {done.tokens:,} tokens written"
-        )
-    return 0
+    shards = f"{done.shards} shards" + (f", {done.done_before} were there before" if done.done_before else "")
+    written = f"{done.documents:,} documents, {done.tokens:,} tokens written"
+    return print_result(args, dataclasses.asdict(done), f"{done.path}: {shards}; {written}")

@@ -20,7 +20,6 @@ examples:
 
 
 def parser() -> Parser:
-    """The arguments of this command."""
     result = Parser("train", "Trains a model from a configuration.", _EPILOG)
     result.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one of configs/train (pocket)")
     result.add_argument(

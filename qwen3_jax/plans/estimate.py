@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.network.buckets import PREFILL_CHUNK
@@ -79,8 +78,8 @@ def shards(sizes: Mapping[str, int], batch_size: int, tokens_a_row: int, rules: 
     weight_axes = axes_of("embed", rules)
     weight_shards = math.prod(sizes[axis] for axis in weight_axes)
     tokens = rows * tokens_a_row / sizes["context"]
-    axes: Any = {axis: sizes[axis] for axis in MESH_AXES}
-    return Shards(**axes, rows=rows, tokens=tokens, weight_axes=weight_axes, weight_shards=weight_shards)
+    axes = {axis: sizes[axis] for axis in MESH_AXES}
+    return Shards(rows=rows, tokens=tokens, weight_axes=weight_axes, weight_shards=weight_shards, **axes)
 
 
 def estimate(

@@ -217,7 +217,7 @@ def _leading_rule(model: Any) -> Literal["keep", "first", "every"]:
 
 
 def _decoder_kind(decoder: Any) -> Literal["bytes", "pieces", "pieces without first space", "other"]:
-    """Which of the decoders known to `detokenize` the decoder section of a tokenizer.json is."""
+    """Which of the decoders that `streaming` knows the decoder section of a tokenizer.json is."""
     settings = json.loads(decoder.__getstate__()) if decoder is not None else {}
     steps = settings.get("decoders", [settings])
     kinds = [step.get("type") for step in steps]

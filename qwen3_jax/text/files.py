@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwen3_jax.files import replacing
 
@@ -24,14 +24,12 @@ class TokenizerFiles:
 
     Attributes:
       source: where they were read, for messages.
-      kind: the library that reads the vocabulary.
-      main: the name of the vocabulary file in `contents`.
+      main: the name of the vocabulary file in `contents`: `tokenizers` reads tokenizer.json, `sentencepiece` others.
       contents: path relative to the checkpoint directory -> bytes.
       generation: generation_config.json, or {} (read for its end tokens; it belongs to the model and is not written).
     """
 
     source: Path
-    kind: Literal["tokenizers", "sentencepiece"]
     main: str
     contents: Mapping[str, bytes] = dataclasses.field(repr=False)
     generation: Mapping[str, Any]
@@ -94,7 +92,6 @@ def read_tokenizer_files(path: str | os.PathLike[str]) -> TokenizerFiles:
     generation = directory / "generation_config.json"
     return TokenizerFiles(
         source=named,
-        kind="tokenizers" if main == JSON_MODEL else "sentencepiece",
         main=main,
         contents=contents,
         generation=_json_object(generation.read_bytes(), str(generation)) if generation.is_file() else {},

@@ -28,9 +28,7 @@ def normalize_messages(messages: object) -> list[dict[str, Any]]:
       ValueError: anything else, in one line that begins with the place (`messages[3].content`).
     """
     if not isinstance(messages, list | tuple):
-        raise ValueError(
-            f"messages must be a list of objects with role and content, got {_shown(messages)}: give a list"
-        )
+        raise _wrong("messages must be a list of objects with role and content", messages, "give a list")
     if not messages:
         raise ValueError("messages must hold at least one message, got an empty list: give a user message")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -45,12 +43,12 @@ def normalize_tools(tools: object) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if not isinstance(tools, list | tuple):
-        raise ValueError(f"tools must be a list of JSON schemas, got {_shown(tools)}: give a list")
+        raise _wrong("tools must be a list of JSON schemas", tools, "give a list")
     schemas = []
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
         if not isinstance(tool, Mapping):
-            raise ValueError(f"{where} must be a JSON schema (an object), got {_shown(tool)}: give its schema")
+            raise _wrong(f"{where} must be a JSON schema (an object)", tool, "give its schema")
         schemas.append(_plain(tool, where))
         _function(schemas[-1], where)
     return schemas
@@ -58,12 +56,12 @@ def normalize_tools(tools: object) -> list[dict[str, Any]] | None:
 
 def _message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where} must be an object with role and content, got {_shown(message)}: give an object")
+        raise _wrong(f"{where} must be an object with role and content", message, "give an object")
     # None says that a key is absent, as in replies of OpenAI's client; so does an empty value of a key unknown here.
     given = {key: value for key, value in message.items() if value is not None}
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{where}.role must be one of {', '.join(ROLES)}, got {_shown(role)}: correct the role")
+        raise _wrong(f"{where}.role must be one of {', '.join(ROLES)}", role, "correct the role")
     for key in given:
         empty = isinstance(given[key], str | list | tuple | Mapping) and not given[key]
         if key not in _KEYS and not empty:
@@ -78,7 +76,7 @@ def _message(message: object, where: str) -> dict[str, Any]:
         plain["reasoning_content"] = _string(reasoning, f"{where}.reasoning_content")
     calls = given.get("tool_calls", [])
     if not isinstance(calls, list | tuple):
-        raise ValueError(f"{where}.tool_calls must be a list, got {_shown(calls)}: give a list")
+        raise _wrong(f"{where}.tool_calls must be a list", calls, "give a list")
     if calls:
         _only_assistant(role, "tool_calls", where)
         plain["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
@@ -101,24 +99,20 @@ def _content(content: object, where: str) -> str:
     texts = []
     for i, part in enumerate(content):
         if not isinstance(part, Mapping):
-            raise ValueError(f"{where}[{i}] must be an object with type and text, got {_shown(part)}: give an object")
+            raise _wrong(f"{where}[{i}] must be an object with type and text", part, "give an object")
         if part.get("type") != "text":
-            raise ValueError(
-                f"{where}[{i}] must be of type text, got {_shown(part.get('type'))}: Qwen3 reads text only"
-            )
+            raise _wrong(f"{where}[{i}] must be of type text", part.get("type"), "Qwen3 reads text only")
         texts.append(_string(part.get("text"), f"{where}[{i}].text"))
     return "".join(texts)
 
 
 def _tool_call(call: object, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
-        raise ValueError(f"{where} must be an object with name and arguments, got {_shown(call)}: give an object")
+        raise _wrong(f"{where} must be an object with name and arguments", call, "give an object")
     plain = _plain(call, where)
     arguments = _function(plain, where).get("arguments")
     if not isinstance(arguments, dict | str):
-        raise ValueError(
-            f"{where} must have arguments, an object or JSON text, got {_shown(arguments)}: give {{}} for none"
-        )
+        raise _wrong(f"{where} must have arguments, an object or JSON text", arguments, "give {} for none")
     return plain
 
 
@@ -126,7 +120,7 @@ def _function(plain: dict[str, Any], where: str) -> dict[str, Any]:
     """The function that a tool or a call names, bare or under "function"."""
     function = plain.get("function") or plain
     if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
-        raise ValueError(f"{where} must name its function, got {_shown(plain)}: give function.name, a string")
+        raise _wrong(f"{where} must name its function", plain, "give function.name, a string")
     return function
 
 
@@ -136,19 +130,17 @@ def _plain(value: object, where: str, depth: int = 0) -> Any:
         raise ValueError(f"{where[:80]}... is nested too deeply, got more than {_DEPTH} levels: give flatter data")
     if value is None or isinstance(value, bool):
         return value
-    owns: tuple[tuple[type, Any], ...] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
-    for kind, own in owns:
-        if isinstance(value, kind):
-            return own(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int.__int__(value) if isinstance(value, int) else float.__float__(value)
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
-        raise ValueError(
-            f"{where} must be JSON data, got {_shown(value)}: give text, numbers, booleans, lists and objects"
-        )
+        raise _wrong(f"{where} must be JSON data", value, "give text, numbers, booleans, lists and objects")
     for key in value:
         if not isinstance(key, str):
-            raise ValueError(f"{where} must have strings as keys, got {_shown(key)}: give JSON data")
+            raise _wrong(f"{where} must have strings as keys", key, "give JSON data")
     return {str.__str__(key): _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
 
 
@@ -159,8 +151,12 @@ def _only_assistant(role: str, key: str, where: str) -> None:
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where} must be a string, got {_shown(value)}: give text")
+        raise _wrong(f"{where} must be a string", value, "give text")
     return str.__str__(value)
+
+
+def _wrong(rule: str, value: object, remedy: str) -> ValueError:
+    return ValueError(f"{rule}, got {_shown(value)}: {remedy}")
 
 
 def _shown(value: object) -> str:

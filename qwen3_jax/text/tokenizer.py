@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3_jax.text import template as chat
 from qwen3_jax.text.backends import AddedToken, Backend, SentencePieceBackend, TokenizersBackend
-from qwen3_jax.text.files import CONFIG, TEMPLATE, TokenizerFiles, read_templates, read_tokenizer_files
+from qwen3_jax.text.files import CONFIG, JSON_MODEL, TEMPLATE, TokenizerFiles, read_templates, read_tokenizer_files
 from qwen3_jax.text.streaming import TextStream
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -68,7 +68,7 @@ class Tokenizer:
         return self._backend.decode(_checked_ids(ids), skip_special_tokens)
 
     def text_stream(self, skip_special_tokens: bool = False) -> TextStream:
-        """Decodes token by token; `detokenize.IncrementalDetokenizer` is the comfortable form."""
+        """Decodes token by token; `streaming.IncrementalDetokenizer` is the comfortable form."""
         return self._backend.text_stream(skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
@@ -82,7 +82,7 @@ class Tokenizer:
         enable_thinking: object = True,
         add_generation_prompt: object = True,
     ) -> str:
-        """The prompt that the checkpoint's own chat template makes of a conversation (see `chat.render`).
+        """The prompt that the checkpoint's own chat template makes of a conversation (see `template.render`).
 
         Raises:
           ValueError: no chat template, malformed messages or tools, or the template refuses them.
@@ -130,7 +130,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
       ValueError: a file that can not be read as what it should be.
     """
     files = read_tokenizer_files(path)
-    read = TokenizersBackend if files.kind == "tokenizers" else SentencePieceBackend
+    read = TokenizersBackend if files.main == JSON_MODEL else SentencePieceBackend
     try:
         backend: Backend = read(files.contents[files.main], _added_tokens(files))
     except ValueError as error:

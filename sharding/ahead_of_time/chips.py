@@ -30,6 +30,8 @@ class Chip:
       wrap: a torus dimension of a slice is closed into a ring when its size is a multiple of this.
       dcn_bandwidth: bytes a second to other slices (TPU) or nodes (GPU).
       devices: JAX devices on one chip.
+      kinds: `jax.Device.device_kind` as the runtimes spell it (TPU: libtpu; GPU: the board's name). The GPUs are
+        SXM boards; a PCIe board of the same name does less and is not listed. Nor is TPU v4, one device a chip or two.
     """
 
     name: str
@@ -40,53 +42,45 @@ class Chip:
     torus: int
     wrap: int
     dcn_bandwidth: float
-    devices: int = 1
+    devices: int
+    kinds: tuple[str, ...]
 
 
 def _chip(
-    name: str, tflops: float, memory: int, hbm: float, link: float, torus: int, dcn: float, devices: int = 1
+    name: str,
+    tflops: float,
+    memory: int,
+    hbm: float,
+    link: float,
+    torus: int,
+    dcn: float,
+    *kinds: str,
+    devices: int = 1,
 ) -> Chip:
     """From the figures as they are published; bandwidths in GB/s."""
     wrap = {0: 0, 2: 16, 3: 4}[torus]  # 2-D pods close a dimension at its full 16 chips, 3-D ones by cubes of 4
-    return Chip(name, tflops * TERA, memory, hbm * GB, link * GB, torus, wrap, dcn * GB, devices)
+    return Chip(name, tflops * TERA, memory, hbm * GB, link * GB, torus, wrap, dcn * GB, devices, kinds)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
         _chip("v4", 275, 32 * GIB, 1228, 45, 3, 6.25, devices=2),
-        _chip("v5e", 197, 16 * GIB, 819, 45, 2, 3.125),
-        _chip("v5p", 459, 95 * GIB, 2765, 90, 3, 6.25),
-        _chip("v6e", 918, 32 * GIB, 1638, 90, 2, 12.5),
-        _chip("tpu7x", 2307, 192 * GIB, 7380, 90, 3, 12.5, devices=2),
+        _chip("v5e", 197, 16 * GIB, 819, 45, 2, 3.125, "TPU v5 lite", "TPU v5e"),
+        _chip("v5p", 459, 95 * GIB, 2765, 90, 3, 6.25, "TPU v5", "TPU v5p"),
+        _chip("v6e", 918, 32 * GIB, 1638, 90, 2, 12.5, "TPU v6 lite", "TPU v6e"),
+        _chip("tpu7x", 2307, 192 * GIB, 7380, 90, 3, 12.5, "TPU7x", devices=2),
         _chip("a100", 312, 85_100_068_864, 2039, 300, 0, 25),
-        _chip("h100", 989.4, 84_942_979_072, 3350, 450, 0, 50),
-        _chip("h200", 989.4, 151_397_597_184, 4800, 450, 0, 50),
-        _chip("b200", 2250, 191_514_411_008, 7700, 900, 0, 50),
+        _chip("h100", 989.4, 84_942_979_072, 3350, 450, 0, 50, "NVIDIA H100 80GB HBM3"),
+        _chip("h200", 989.4, 151_397_597_184, 4800, 450, 0, 50, "NVIDIA H200"),
+        _chip("b200", 2250, 191_514_411_008, 7700, 900, 0, 50, "NVIDIA B200"),
     )
-}
-
-
-# jax.Device.device_kind as the runtimes spell it (TPU: libtpu; GPU: the board's name). The table's GPUs are SXM boards;
-# a PCIe board of the same name does less and is not listed. Nor is TPU v4, where a chip is one device or two.
-_KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-    "TPU7x": "tpu7x",
-    "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h200",
-    "NVIDIA B200": "b200",
 }
 
 
 def peak_flops(device_kind: str) -> float | None:
     """bf16 operations a second of one JAX device at the published peak; None for a kind that is not in the table."""
-    name = _KINDS.get(device_kind)
-    return None if name is None else CHIPS[name].flops / CHIPS[name].devices
+    return next((chip.flops / chip.devices for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 def find_chip(name: str) -> Chip:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 TPU_PORT = 8482
 SKYPILOT_PORT = 8476
@@ -61,29 +62,27 @@ def find_cluster(
     Raises:
       ValueError: something that is no number, a setting that is missing, or an id that does not exist.
     """
-    coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS") or None
-    if num_processes is None:
-        num_processes = _number(environ, "JAX_NUM_PROCESSES")
-    if process_id is None:
-        process_id = _number(environ, "JAX_PROCESS_ID")
-    if num_processes == 1 and not process_id:
+    asked: dict[str, Any] = {
+        "coordinator": coordinator or environ.get("JAX_COORDINATOR_ADDRESS") or None,
+        "num_processes": _number(environ, "JAX_NUM_PROCESSES") if num_processes is None else num_processes,
+        "process_id": _number(environ, "JAX_PROCESS_ID") if process_id is None else process_id,
+    }
+    if asked["num_processes"] == 1 and not asked["process_id"]:
         return None
-    if process_id is None and coordinator is not None:
-        process_id = _number(environ, "JOB_COMPLETION_INDEX")  # an indexed job of Kubernetes
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        return Cluster(kind="flags", coordinator=coordinator, num_processes=num_processes, process_id=process_id)
+    if asked["process_id"] is None and asked["coordinator"] is not None:
+        asked["process_id"] = _number(environ, "JOB_COMPLETION_INDEX")  # an indexed job of Kubernetes
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.keys() == asked.keys():
+        return Cluster(kind="flags", **given)
     found = _slurm(environ) or _tpu(environ, metadata) or _skypilot(environ)
-    names = ("coordinator", "num_processes", "process_id")
-    values = dict(zip(names, (coordinator, num_processes, process_id), strict=True))
-    given = {name: value for name, value in values.items() if value is not None}
     if given and found is None:
-        missing = " and no ".join(f"--{name.replace('_', '-')}" for name in names if name not in given)
+        missing = " and no ".join(f"--{name.replace('_', '-')}" for name in asked if name not in given)
         raise ValueError(
             "--coordinator, --num-processes and --process-id must be given together where no cluster is found, got no "
             f"{missing}: add it, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
-    if found is not None and given:
-        found = dataclasses.replace(found, **given)  # type: ignore[arg-type]
+    if found is not None:
+        found = dataclasses.replace(found, **given)
     return None if found is None or found.num_processes == 1 else found
 
 

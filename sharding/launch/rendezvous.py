@@ -8,7 +8,6 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from qwen3_jax.sharding.launch.cluster import Cluster
@@ -134,25 +133,16 @@ def _listen(cluster: Cluster) -> socket.socket:
 
 def _read_line(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
     """One JSON object; None when the other side left or wrote something else."""
-    received = b""
+    deadline, received = time.monotonic() + seconds, b""
     with contextlib.suppress(OSError, ValueError):
-        for piece in _pieces(connection, seconds):
-            received += piece
-            if received.endswith(b"\n") or len(received) > 65536:
+        while not received.endswith(b"\n") and len(received) <= 65536:
+            connection.settimeout(max(deadline - time.monotonic(), 0.01))
+            if not (part := connection.recv(4096)):
                 break
+            received += part
         value = json.loads(received)
         return value if isinstance(value, dict) else None
     return None
-
-
-def _pieces(connection: socket.socket, seconds: float) -> Iterator[bytes]:
-    deadline = time.monotonic() + seconds
-    while True:
-        connection.settimeout(max(deadline - time.monotonic(), 0.01))
-        piece = connection.recv(4096)
-        if not piece:
-            return
-        yield piece
 
 
 def _is_open(connection: socket.socket) -> bool:

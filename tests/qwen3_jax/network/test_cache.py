@@ -128,7 +128,8 @@ def test_nothing_is_overwritten_past_the_capacity(layout, lock_step):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_per_row_writes_copy_no_cache(layout, dtype):
     """For the lock-step form, see tests/infer/test_decode.py."""
-    config = moe_config(num_hidden_layers=24, mlp_only_layers=tuple(range(12)), vocab_size=64)
+    layers = 24 if layout == "stacked" else 8  # scanned layers cost nothing; of 8, a copy of one would show too
+    config = moe_config(num_hidden_layers=layers, mlp_only_layers=tuple(range(layers // 2)), vocab_size=64)
     model = Qwen3(config, layout=layout, dtype=jnp.dtype(dtype))
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     cache = abstract_cache(config, 4, 2048, layout, jnp.dtype(dtype), lock_step=False)
