@@ -246,7 +246,10 @@ def test_a_json_file_nested_without_end_is_refused_in_one_line(tmp_path):
 
 
 def test_generation_settings_that_this_project_lacks_are_said():
-    with pytest.warns(UserWarning, match="no effect: num_beams, repetition_penalty$"):
-        GenerationDefaults.from_hf({"repetition_penalty": 1.05, "num_beams": 4, "no_repeat_ngram_size": 0})
+    with pytest.warns(UserWarning, match="no effect: num_beams, typical_p$"):
+        GenerationDefaults.from_hf({"typical_p": 0.9, "num_beams": 4, "no_repeat_ngram_size": 0})
+    read = GenerationDefaults.from_hf({"repetition_penalty": 1.05})
+    assert read.repetition_penalty == 1.05
+    assert read.to_hf()["repetition_penalty"] == 1.05
     with pytest.raises(ValueError, match=r"generation_config\.json: pad_token_id must be a number, got 'x'"):
         GenerationDefaults.from_hf({"pad_token_id": "x"})

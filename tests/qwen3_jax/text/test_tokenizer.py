@@ -1,7 +1,6 @@
 """Tokenizers: known ids, agreement with transformers and sentencepiece, what is read from a directory, exact saving."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import sentencepiece
 import tokenizers
 from tokenizers import processors
 
-from qwen3_jax.text import files as tokenizer_files
 from qwen3_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests import support
 from tests.qwen3_jax.text import small_tokenizers
@@ -324,18 +322,6 @@ class TestSave:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "special_tokens_map.json"]
         with pytest.raises(ValueError, match="into a directory"):
             tok.save(tmp_path / "model.safetensors")
-
-    def test_a_failed_write_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = tmp_path / "tokenizer.json"
-        path.write_bytes(b"old")
-
-        def fail(*_: object) -> None:
-            raise OSError("disk full")
-
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            tokenizer_files.write_atomically(path, b"new")
-        assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("tokenizer.json", b"old")]
 
 
 class TestWrongInput:
