@@ -1,5 +1,6 @@
 """`inspect`, `convert`, `train` and `demo` in this process."""
 
+import importlib
 import json
 
 import pytest
@@ -86,10 +87,8 @@ def test_convert_does_not_overwrite_its_source(run, checkpoint):
 
 
 def test_train_hands_its_configuration_to_the_run(run, monkeypatch, tmp_path):
-    from qwen3_jax import train
-
-    seen = []
-    monkeypatch.setattr(train, "run", lambda config: seen.append(config) or tmp_path / "model")
+    module, seen = importlib.import_module("qwen3_jax.train.run"), []
+    monkeypatch.setattr(module, "run", lambda config: seen.append(config) or tmp_path / "model")
     ran = run("train", "pocket", f"run_dir={tmp_path}", "optimizer.learning_rate=1e-3", "steps=3")
     assert ran == (0, f"{tmp_path / 'model'}\n", "")
     assert (seen[0].run_dir, seen[0].optimizer.learning_rate, seen[0].steps) == (str(tmp_path), 1e-3, 3)
