@@ -103,6 +103,20 @@ def test_a_file_over_300_lines_gives_its_reason_in_its_first_line(path):
     assert len(lines) <= 300 or "300 lines" in lines[0], f"{len(lines)} lines, and the first one does not say why"
 
 
+def test_the_network_has_no_branch_for_a_platform():
+    """What XLA:CPU needs spelled in its own way is a backend under `kernels`."""
+    for room in ("network", "parameters"):
+        for path in (REPO / "qwen3_jax" / room).rglob("*.py"):
+            assert "target_platform" not in path.read_text(encoding="utf-8"), name_of(path)
+
+
+def test_training_knows_no_pocket_world():
+    """`train` names the world of runs without sources; nothing else outside of `train/pocket` imports it."""
+    for path in (REPO / "train").rglob("*.py"):
+        if path.parent.name != "pocket" and name_of(path) != "train/__init__.py":
+            assert not [name for name in imports_of(path) if ".train.pocket" in name], name_of(path)
+
+
 def test_the_tree_names_its_concepts():
     """Where a reader who has only seen the listing looks for each of these."""
     for name in (
